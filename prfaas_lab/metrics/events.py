@@ -1,0 +1,193 @@
+"""The events of a run: frozen values that every room writes into one ledger.
+
+`at_s` is seconds since the run's start. Everything shown, summed up or replayed is derived from
+these and nothing else. An event's `kind` in `events.jsonl` is its class name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened at a time of the run."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEvent(Event):
+    """Something that happened to one request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSubmitted(RequestEvent):
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRouted(RequestEvent):
+    """The policy's decision, with its reason in words."""
+
+    prefill: str
+    decode: str
+    offloaded: bool
+    uncached_tokens: int
+    threshold_tokens: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillStarted(RequestEvent):
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillFinished(RequestEvent):
+    engine: str
+    computed_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferStarted(RequestEvent):
+    """The first KVCache byte was handed to a socket, usually while prefill still computes."""
+
+    source: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFinished(RequestEvent):
+    """The last KVCache byte lies, checked, in the decode engine's memory."""
+
+    source: str
+    destination: str
+    sent_bytes: int
+    received_bytes: int
+    retried_chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRestored(RequestEvent):
+    """The decode engine built the model's cache from the received bytes."""
+
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensEmitted(RequestEvent):
+    """Output tokens reached the client (the first such event of a request is its first token)."""
+
+    engine: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFinished(RequestEvent):
+    """All output tokens were delivered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed(RequestEvent):
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestVerified(RequestEvent):
+    """The output was compared with one-process generation. `outcome`: match, tie or mismatch."""
+
+    outcome: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkMeasured(Event):
+    """One direction of a link, measured at bring-up against its spec."""
+
+    link: str
+    source: str
+    configured_bps: float | None
+    measured_bps: float
+    configured_rtt_ms: float
+    measured_rtt_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSampled(Event):
+    """Counters of one direction of a link since the run's start, and its configured rate now."""
+
+    link: str
+    source: str
+    configured_bps: float | None
+    bytes_total: int
+    packets_total: int
+    dropped_total: int
+    backlog_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChanged(Event):
+    """A live change took effect at `at_s`; `due_s` is when it was meant to."""
+
+    link: str
+    source: str
+    due_s: float
+    change: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSampled(Event):
+    """An engine's state now; `busy_s` counts from the run's start."""
+
+    engine: str
+    queued: int
+    running: int
+    busy_s: float
+    tokens_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStarted(Event):
+    engine: str
+    datacenter: str
+    role: str
+    netns: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDied(Event):
+    engine: str
+    exit_status: str
+    last_words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanChanged(Event):
+    """A new plan was swapped in, and why."""
+
+    policy: str
+    threshold_tokens: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSampled(Event):
+    """How the machine bears it: CPU share of all cores, and the controller's timer lag."""
+
+    cpu_fraction: float
+    timer_lag_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted(Event):
+    """A line for the log of events on the screen. `level`: info, warning or error."""
+
+    level: str
+    text: str
