@@ -75,7 +75,9 @@ def _parse(
     if fold_case:
         unit = unit.lower()
     if unit not in units:
-        trouble = f"has no unit for a {what}" if not unit else f"has the unit {match[2]!r}, which is no {what}"
+        trouble = (
+            f"has no unit for a {what}" if not unit else f"has the unit {match[2]!r}, which is no {what}"
+        )
         raise UnitError(f"{value!r} {trouble}", remedy=f"write {example}")
     result = number * units[unit]
     if not math.isfinite(result):
