@@ -105,8 +105,9 @@ class Shaper(Protocol):
     def attach(self, link: LinkEnds, forward: Shape, backward: Shape) -> None:
         """Make both interfaces, up and addressed, and shape both directions."""
 
-    def change(self, link: str, source: str, shape: Shape) -> None:
-        """One in-place change of one direction: no packet is lost to it, no unshaped instant."""
+    def change(self, link: str, source: str, shape: Shape) -> float:
+        """One in-place change of one direction: no packet is lost to it, no unshaped instant.
+        Returns the monotonic time (the loop's clock) at which it had taken effect."""
 
     def counters(self, link: str, source: str) -> Counters:
         """Totals of one direction since `attach`."""

@@ -1,0 +1,132 @@
+"""TUN devices: made inside a namespace, addressed, and read packet by packet.
+
+Standard library only, and nothing but ioctl: the shaper's process loads this too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from prfaas_lab.errors import FabricError
+
+MTU_BYTES = 1500
+ETHERNET_BYTES = 14
+RING_PACKETS = 10_000
+"""What the device holds for us while we are not running: 0.1 s of full packets at 1 Gbit/s."""
+VNET_BYTES = 10
+"""struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+READ_BYTES = VNET_BYTES + 65535
+
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_TUN, _NO_PI, _VNET_HDR = 0x0001, 0x1000, 0x4000
+_CHECKSUM, _TSO4, _TSO6 = 1, 2, 4
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8913, 0x8914, 0x8916, 0x891C
+_SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8922, 0x8943
+_UP = 0x1
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_T = TypeVar("_T")
+
+
+def open_tun(netns: str, interface: str, address: str) -> int:
+    """Make a TUN device in a named namespace, up and addressed; its file descriptor.
+
+    The device lives as long as any copy of the descriptor.
+    """
+    try:
+        return _inside(netns, lambda: _make(interface, address))
+    except OSError as error:
+        raise FabricError(
+            f"cannot make the TUN device {interface}: {error}", where=netns, remedy=_remedy(error)
+        ) from error
+
+
+def set_offload(device: int, *, segmentation: bool) -> None:
+    """Whether the kernel hands out packets of up to 64 KiB, or cuts them to the MTU first."""
+    fcntl.ioctl(device, _TUNSETOFFLOAD, _CHECKSUM | (_TSO4 | _TSO6 if segmentation else 0))
+
+
+def on_the_wire(packet: bytes) -> tuple[int, int]:
+    """(bytes, segments) that a packet read from a device is once cut up: every segment repeats the
+    IP and TCP headers and has an Ethernet header, as a kernel shaper counts it."""
+    length = len(packet) - VNET_BYTES
+    if not packet[1]:
+        return length + ETHERNET_BYTES, 1
+    segment_bytes, transport_start = struct.unpack_from("=HH", packet, 4)
+    header_bytes = transport_start + (packet[VNET_BYTES + transport_start + 12] >> 4) * 4
+    segments = max(1, -(-(length - header_bytes) // segment_bytes))
+    return length + header_bytes * (segments - 1) + ETHERNET_BYTES * segments, segments
+
+
+def _make(interface: str, address: str) -> int:
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        name = interface.encode()
+        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name, _TUN | _NO_PI | _VNET_HDR))
+        set_offload(device, segmentation=False)
+        _configure(name, ipaddress.IPv4Interface(address))
+    except BaseException:
+        os.close(device)
+        raise
+    return device
+
+
+def _configure(name: bytes, address: ipaddress.IPv4Interface) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        for request, value in ((_SIOCSIFMTU, MTU_BYTES), (_SIOCSIFTXQLEN, RING_PACKETS)):
+            fcntl.ioctl(control, request, struct.pack("16si20x", name, value))
+        for request, ip in ((_SIOCSIFADDR, address.ip), (_SIOCSIFNETMASK, address.netmask)):
+            packed = struct.pack("16sHH4s16x", name, socket.AF_INET, 0, ip.packed)
+            fcntl.ioctl(control, request, packed)
+        read = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sh22x", name, 0))
+        flags = struct.unpack_from("16sh", read)[1]
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", name, flags | _UP))
+
+
+def _inside(netns: str, make: Callable[[], _T]) -> _T:
+    """Run something inside a namespace: in a thread of its own, which ends there."""
+    results: list[_T] = []
+    failures: list[BaseException] = []
+
+    def enter_and_make() -> None:
+        try:
+            _enter(netns)
+            results.append(make())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=enter_and_make, name=f"in {netns}")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _enter(netns: str) -> None:
+    path = f"/var/run/netns/{netns}"
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _LIBC.setns(descriptor, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    finally:
+        os.close(descriptor)
+
+
+def _remedy(error: OSError) -> str:
+    if error.filename == "/dev/net/tun":
+        return "load the tun module, or give the container /dev/net/tun (docker run --device /dev/net/tun)"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "run as root, or give the process CAP_NET_ADMIN and CAP_SYS_ADMIN"
+    if error.errno == errno.EBUSY:
+        return "another process holds a device of that name: end it"
+    return "`prfaas-lab doctor` says what this kernel can do"
