@@ -1,0 +1,201 @@
+"""Hardware profiles: how long an engine of a kind takes, and how many bytes it makes.
+
+A profile is the triple the paper's equations need: length -> prefill seconds, length -> KVCache
+bytes, batch -> decode step seconds. Shipped ones live in `profiles/*.yaml`, each curve with its
+source and whether it was published or derived.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from prfaas_lab.errors import LabError, SpecError
+from prfaas_lab.spec.quantities import Duration, Size, Tokens
+from prfaas_lab.spec.topology import Spec
+
+Floats = npt.NDArray[np.float64]
+
+
+class Curve(Spec):
+    """A piecewise-linear function through its knots.
+
+    Extrapolation: beyond either end the outermost segment's line goes on; a single knot is a
+    constant. A curve never falls and is never negative at 0, so every answer is >= 0.
+    """
+
+    source: str = Field(min_length=1, description="where the knots come from")
+    derived: bool = Field(default=False, description="computed or fitted, rather than published or measured")
+    knots: tuple[tuple[float, float], ...] = Field(min_length=1)
+
+    @field_validator("knots", check_fields=False)
+    @classmethod
+    def _rises(cls, knots: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if any(a[0] >= b[0] for a, b in pairwise(knots)):
+            raise ValueError("knots must be in rising order (sort them, and drop repeated ones)")
+        if knots[0][0] < 0 or any(a[1] > b[1] for a, b in pairwise(knots)):
+            raise ValueError("knots start below 0 or fall (a longer input never costs less)")
+        if _line(knots[0], knots[1 if len(knots) > 1 else 0])[0] < 0:
+            raise ValueError("the first segment leads below zero at 0 (add a knot nearer to 0)")
+        return knots
+
+    def at(self, x: float) -> float:
+        """The curve's value at one point."""
+        intercept, slope = self.segments()[1][int(np.searchsorted(self.inner_knots(), x, side="left"))]
+        return intercept + slope * x
+
+    def many(self, x: npt.ArrayLike) -> Floats:
+        """The curve's values at many points."""
+        points = np.asarray(x, dtype=np.float64)
+        lines = np.asarray(self.segments()[1])[np.searchsorted(self.inner_knots(), points, side="left")]
+        return np.asarray(lines[..., 0] + lines[..., 1] * points)
+
+    def inverse(self, y: float) -> float:
+        """The largest x whose value is at most y: -inf when there is none, inf when every one is."""
+        inner, lines = self.segments()
+        for left, (intercept, slope) in zip((0.0, *inner)[::-1], lines[::-1], strict=True):
+            if intercept + slope * left <= y:
+                # Continuity: were y beyond this segment's right end, the next one would have answered.
+                return (y - intercept) / slope if slope else float("inf")
+        return float("-inf")
+
+    def inner_knots(self) -> tuple[float, ...]:
+        """Where the slope changes: the knots but the first and the last."""
+        return tuple(x for x, _ in self.knots[1:-1])
+
+    def segments(self) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
+        """The inner knots, and the (intercept, slope) of the line before, between and after them."""
+        if len(self.knots) == 1:
+            return (), ((self.knots[0][1], 0.0),)
+        return self.inner_knots(), tuple(_line(a, b) for a, b in pairwise(self.knots))
+
+
+class PrefillCurve(Curve):
+    """Uncached prompt tokens -> seconds of one instance."""
+
+    knots: tuple[tuple[Tokens, Duration], ...] = Field(min_length=1)
+
+
+class CacheCurve(Curve):
+    """Uncached prompt tokens -> bytes of KVCache, S_kv: fixed state and growing part together."""
+
+    knots: tuple[tuple[Tokens, Size], ...] = Field(min_length=1)
+
+
+class StepCurve(Curve):
+    """Sequences decoded together -> seconds of one step."""
+
+    knots: tuple[tuple[Annotated[int, Field(gt=0)], Duration], ...] = Field(min_length=1)
+
+
+class Decode(Spec):
+    """How an instance decodes."""
+
+    bs_max: int = Field(gt=0, description="sequences one instance decodes together, within the SLO")
+    step: StepCurve
+
+
+class Profile(Spec):
+    """One engine instance of a kind of hardware, running one model."""
+
+    hardware: str = Field(min_length=1, description="the name a topology's `hardware:` uses")
+    model: str
+    gpus: int = Field(gt=0, description="GPUs of one instance, P in equation 2")
+    prefill: PrefillCurve
+    kvcache: CacheCurve
+    decode: Decode | None = Field(default=None, description="unset where decoding was never profiled")
+
+    @property
+    def bs_max(self) -> int:
+        """Sequences decoded together. Raises LabError when the hardware has no decode profile."""
+        return self.decoding().bs_max
+
+    def prefill_s(self, tokens: float) -> float:
+        """T_prefill(l), seconds."""
+        return self.prefill.at(tokens)
+
+    def kv_bytes(self, tokens: float) -> float:
+        """S_kv(l), bytes."""
+        return self.kvcache.at(tokens)
+
+    def step_s(self, batch: float) -> float:
+        """T_decode at a batch, seconds. Raises LabError when there is no decode profile."""
+        return self.decoding().step.at(batch)
+
+    def decoding(self) -> Decode:
+        """The decode profile. Raises LabError when there is none."""
+        if self.decode is None:
+            raise LabError(
+                f"hardware {self.hardware!r} has no decode profile",
+                remedy="let it only prefill, or name other hardware for the local datacenter",
+            )
+        return self.decode
+
+
+def read_profile(text: str, where: str) -> Profile:
+    """A profile from YAML. Raises SpecError with every mistake at once."""
+    try:
+        return Profile.model_validate(_with_one_source(yaml.safe_load(text)))
+    except yaml.YAMLError as error:
+        raise SpecError([f"{where}: not YAML: {error}"]) from error
+    except ValidationError as error:
+        problems = [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SpecError(problems) from error
+
+
+@cache
+def shipped_profiles() -> dict[str, Profile]:
+    """Every shipped profile by its hardware name, in alphabetical order."""
+    files = (f for f in resources.files("prfaas_lab.model").joinpath("profiles").iterdir())
+    found = [read_profile(f.read_text("utf-8"), f.name) for f in files if f.name.endswith(".yaml")]
+    return {profile.hardware: profile for profile in sorted(found, key=lambda p: p.hardware)}
+
+
+def find_profile(hardware: str, *, folder: Path | None = None) -> Profile:
+    """The profile a topology's `hardware:` names: a shipped one, or a `.yaml` file (relative to `folder`).
+
+    Raises LabError (exit 2) when there is no such profile, SpecError when the file is wrong.
+    """
+    if hardware.endswith((".yaml", ".yml")):
+        path = (folder or Path()) / hardware
+        if not path.is_file():
+            raise SpecError([f"{path}: no such profile (write a shipped name, or a path that exists)"])
+        return read_profile(path.read_text("utf-8"), str(path))
+    if hardware not in shipped_profiles():
+        raise SpecError([f"no profile for hardware {hardware!r} ({_suggestion(hardware)})"])
+    return shipped_profiles()[hardware]
+
+
+def _suggestion(hardware: str) -> str:
+    known = {name.lower(): name for name in shipped_profiles()}
+    near = get_close_matches(hardware.lower(), known, n=1)
+    return f"did you mean {known[near[0]]!r}?" if near else f"have: {', '.join(known.values())}"
+
+
+def _with_one_source(raw: Any) -> Any:
+    """Lets a file state `source:` once at the top for all curves that do not state their own."""
+    if not isinstance(raw, dict) or "source" not in raw:
+        return raw
+    shared, body = raw["source"], {key: value for key, value in raw.items() if key != "source"}
+    curves = [body.get("prefill"), body.get("kvcache")]
+    if isinstance(body.get("decode"), dict):
+        curves.append(body["decode"].get("step"))
+    for curve in curves:
+        if isinstance(curve, dict):
+            curve.setdefault("source", shared)
+    return body
+
+
+def _line(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """Intercept at 0 and slope of the line through two knots (flat when they are one)."""
+    slope = (b[1] - a[1]) / (b[0] - a[0]) if b[0] != a[0] else 0.0
+    return a[1] - slope * a[0], slope

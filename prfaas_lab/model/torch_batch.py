@@ -1,0 +1,165 @@
+"""A batch of sequences of different lengths that decode together, with join and leave.
+
+Sequences sit in rows. Each row's keys and values are right-padded in one block of memory per layer,
+and a step writes one token behind each row's own end: nothing is moved while membership is unchanged.
+A leaving row is filled with the last one, so that the rows in use are always the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+from prfaas_lab.model.torch_cache import adopt_state, new_cache, state_items
+
+_GRAIN_TOKENS = 256
+
+
+class DecodeBatch:
+    """Sequences by key; `step` extends each by one greedy token. One thread at a time."""
+
+    def __init__(self, model: PreTrainedModel, max_rows: int) -> None:
+        self._model, self._max_rows = model, max_rows
+        self._keys: list[Hashable] = []
+        self._last: list[int] = []
+        self._lengths: list[int] = []
+        self._cache = new_cache(model)
+        self._cache.layers = [_row_layer(layer, max_rows) for layer in self._cache.layers]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @torch.inference_mode()
+    def join(self, key: Hashable, cache: DynamicCache, tokens: int, last_token: int) -> None:
+        """Add a sequence of `tokens` cached tokens, of which `last_token` is the yet uncached next."""
+        assert key not in self._keys, f"{key} has joined already"
+        assert len(self) < self._max_rows, "the batch is full"
+        row = len(self)
+        for mine, theirs in zip(self._cache.layers, cache.layers, strict=True):
+            if isinstance(mine, _Rows | _States):
+                mine.put(row, theirs)
+        self._keys.append(key)
+        self._lengths.append(tokens)
+        self._last.append(last_token)
+
+    @torch.inference_mode()
+    def leave(self, key: Hashable) -> None:
+        """Remove a sequence; its row goes to the last one."""
+        row, last = self._keys.index(key), len(self) - 1
+        if row != last:
+            for layer in self._cache.layers:
+                if isinstance(layer, _Rows | _States):
+                    layer.move(last, row)
+        columns: tuple[list[Any], ...] = (self._keys, self._lengths, self._last)
+        for column in columns:
+            column[row] = column[last]
+            column.pop()
+
+    @torch.inference_mode()
+    def step(self) -> dict[Any, int]:
+        """The next token of every sequence."""
+        lengths = torch.tensor(self._lengths)
+        width = max(self._lengths) + 1
+        for layer in self._cache.layers:
+            if isinstance(layer, _Rows | _States):
+                layer.open(lengths, width)
+        logits = self._model(
+            input_ids=torch.tensor(self._last).unsqueeze(1),
+            attention_mask=(torch.arange(width) <= lengths.unsqueeze(1)).long(),
+            position_ids=lengths.unsqueeze(1),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        self._last = logits[:, -1].argmax(-1).tolist()
+        self._lengths = [length + 1 for length in self._lengths]
+        return dict(zip(self._keys, self._last, strict=True))
+
+
+class _Rows(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of all rows, [rows, heads, capacity, dim]; a step appends at each row's end."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_initialized = True
+        self._rows = rows
+        self._memory: list[torch.Tensor] = []
+        self._lengths = torch.zeros(0, dtype=torch.long)
+        self._width = 0
+
+    def put(self, row: int, layer: Any) -> None:
+        tokens = layer.keys.shape[-2]
+        self._reserve(tokens, layer)
+        for memory, tensor in zip(self._memory, (layer.keys, layer.values), strict=True):
+            memory[row, :, :tokens] = tensor[0]
+
+    def move(self, source: int, target: int) -> None:
+        length = int(self._lengths[source]) + 1 if source < len(self._lengths) else None
+        for memory in self._memory:
+            memory[target, :, :length] = memory[source, :, :length]
+
+    def open(self, lengths: torch.Tensor, width: int) -> None:
+        self._lengths, self._width = lengths, width
+        self._reserve(width, None)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.arange(len(self._lengths))
+        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
+            memory[rows, :, self._lengths] = states[:, :, 0]
+        keys, values = (memory[: len(rows), :, : self._width] for memory in self._memory)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self._width - 1
+
+    def _reserve(self, tokens: int, like: Any) -> None:
+        if not self._memory:
+            assert like is not None, "a step before any join"
+            shapes = [tensor.shape for tensor in (like.keys, like.values)]
+            self._memory = [torch.zeros(self._rows, s[1], 0, s[3]) for s in shapes]
+        have = self._memory[0].shape[2]
+        if tokens <= have:
+            return
+        more = max(tokens, have * 3 // 2) - have
+        more += -(have + more) % _GRAIN_TOKENS
+        self._memory = [
+            torch.cat([memory, memory.new_zeros(*memory.shape[:2], more, memory.shape[3])], dim=2)
+            for memory in self._memory
+        ]
+
+
+class _States(LinearAttentionLayer):
+    """States of all rows; a step sees, and updates in place, those of the rows in use."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        self._memory: dict[tuple[str, int], torch.Tensor] = {}
+
+    def put(self, row: int, layer: Any) -> None:
+        for kind, number, tensor in state_items(layer):
+            if (kind, number) not in self._memory:
+                self._memory[kind, number] = tensor.new_zeros(self._rows, *tensor.shape[1:])
+            self._memory[kind, number][row] = tensor[0]
+
+    def move(self, source: int, target: int) -> None:
+        for memory in self._memory.values():
+            memory[target] = memory[source]
+
+    def open(self, lengths: torch.Tensor, width: int) -> None:
+        for (kind, number), memory in self._memory.items():
+            adopt_state(self, kind, number, memory[: len(lengths)])
+
+
+def _row_layer(layer: Any, rows: int) -> Any:
+    if type(layer) is DynamicLayer:
+        return _Rows(rows)
+    if type(layer) is LinearAttentionLayer:
+        return _States(rows)
+    return layer
