@@ -1,0 +1,56 @@
+"""What computes: the seam between an engine's queueing and the model, or a profile of one.
+
+Two implementations: `torch_executor` (the real model, in one worker thread) and a paced one (a
+hardware profile). All methods are called from the event loop, one at a time per executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.layout import CacheLayout, SegmentKey
+
+Emit = Callable[[SegmentKey, memoryview], None]
+"""Takes a finished segment, on the event loop. The bytes stay valid as long as the view is held."""
+
+
+class PrefillExecutor(Protocol):
+    layout: CacheLayout
+
+    async def prefill(self, prompt: Sequence[int], emit: Emit) -> int:
+        """Compute a prompt chunk by chunk; the first output token.
+
+        Every segment is emitted as soon as its layer has it, and all of them before this returns.
+        When cancelled, or when `emit` raises, computing stops at the next layer or chunk.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop computing and release what was held."""
+        ...
+
+
+class DecodeExecutor(Protocol):
+    layout: CacheLayout
+
+    async def join(self, request_id: str, incoming: IncomingCache, first_token: int) -> None:
+        """Restore a complete cache and take the sequence into the batch."""
+        ...
+
+    async def leave(self, request_id: str) -> None:
+        """Drop a sequence from the batch."""
+        ...
+
+    async def step(self) -> dict[str, int]:
+        """One more token for every sequence of the batch."""
+        ...
+
+    async def reset(self) -> None:
+        """Empty the batch after a failed step, whatever state that left."""
+        ...
+
+    async def close(self) -> None:
+        """Stop computing and release what was held."""
+        ...

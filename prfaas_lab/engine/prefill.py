@@ -1,0 +1,93 @@
+"""The prefill engine: prompts wait in line, one is computed at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prfaas_lab.engine.executor import Emit, PrefillExecutor
+from prfaas_lab.engine.stats import BusyMeter, EngineStats
+from prfaas_lab.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillJob:
+    request_id: str
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillResult:
+    """Times are on the engine's clock."""
+
+    first_token: int
+    computed_tokens: int
+    started_at: float
+    finished_at: float
+
+
+class PrefillEngine:
+    """First come, first served. Close it with `async with`; cancel a job by cancelling its `run`."""
+
+    def __init__(self, executor: PrefillExecutor, *, max_queue: int, clock: Callable[[], float]) -> None:
+        self._executor, self._max_queue, self._clock = executor, max_queue, clock
+        self._turn = asyncio.Lock()
+        self._queued = 0
+        self._busy = BusyMeter(clock)
+        self._tokens = 0
+        self._closed = False
+
+    async def __aenter__(self) -> PrefillEngine:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._closed = True
+        await self._executor.close()
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            queued=self._queued,
+            running=int(self._busy.running),
+            busy_s=self._busy.total_s,
+            tokens_total=self._tokens,
+        )
+
+    async def run(
+        self, job: PrefillJob, emit: Emit, on_started: Callable[[], None] = lambda: None
+    ) -> PrefillResult:
+        """Wait for the engine, then compute the prompt. `emit` gets each segment as it is ready.
+
+        `emit` must not block; what it does not send at once it holds, at most one request's KVCache.
+        Raises `EngineError` when the queue is full or the engine closed, and whatever `emit` raised.
+        """
+        if self._closed or self._queued >= self._max_queue:
+            state = "is closed" if self._closed else f"has {self._queued} prompts waiting"
+            raise EngineError(
+                f"the prefill engine {state}", where=job.request_id, remedy="send fewer requests"
+            )
+        self._queued += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._queued -= 1
+        try:
+            return await self._compute(job, emit, on_started)
+        finally:
+            self._turn.release()
+
+    async def _compute(self, job: PrefillJob, emit: Emit, on_started: Callable[[], None]) -> PrefillResult:
+        if self._closed:
+            raise EngineError("the prefill engine is closed", where=job.request_id)
+        started_at = self._clock()
+        on_started()
+        with self._busy:
+            first_token = await self._executor.prefill(job.prompt, emit)
+        self._tokens += len(job.prompt)
+        return PrefillResult(
+            first_token=first_token,
+            computed_tokens=len(job.prompt),
+            started_at=started_at,
+            finished_at=self._clock(),
+        )
