@@ -45,14 +45,19 @@ def parse_size(value: str | float) -> int:
 
 def parse_tokens(value: str | float) -> int:
     """Tokens from `512`, `19.4K` (thousands) or `128Ki` (of 1024)."""
-    return round(_parse(value, _TOKENS, "token count", "512, 19.4K or 128Ki"))
+    number = _parse(value, _TOKENS, "token count", "512, 19.4K or 128Ki")
+    if abs(number - round(number)) > 1e-6:
+        raise UnitError(
+            f"{_shown(value)} is not a whole number of tokens", remedy="write 512, 19.4K or 128Ki"
+        )
+    return round(number)
 
 
 def parse_fraction(value: str | float) -> float:
     """A fraction in [0, 1] from `0.1%` or `0.001`."""
     number = _parse(value, {"": 1.0, "%": 0.01}, "fraction", "0.1% or 0.001")
     if number > 1:
-        raise UnitError(f"{value!r} is more than the whole", remedy="write 0.1% or 0.001")
+        raise UnitError(f"{_shown(value)} is more than the whole", remedy="write 0.1% or 0.001")
     return number
 
 
@@ -67,10 +72,10 @@ def _parse(
     *, fold_case: bool = False,
 ) -> float:  # fmt: skip
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UnitError(f"{value!r} is not a {what}", remedy=f"write {example}")
+        raise UnitError(f"{_shown(value)} is not a {what}", remedy=f"write {example}")
     match = _QUANTITY.match(str(value))
     if match is None:
-        raise UnitError(f"{value!r} is not a {what}", remedy=f"write {example}")
+        raise UnitError(f"{_shown(value)} is not a {what}", remedy=f"write {example}")
     number, unit = float(match[1]), match[2]
     if fold_case:
         unit = unit.lower()
@@ -78,13 +83,18 @@ def _parse(
         trouble = (
             f"has no unit for a {what}" if not unit else f"has the unit {match[2]!r}, which is no {what}"
         )
-        raise UnitError(f"{value!r} {trouble}", remedy=f"write {example}")
+        raise UnitError(f"{_shown(value)} {trouble}", remedy=f"write {example}")
     result = number * units[unit]
     if not math.isfinite(result):
-        raise UnitError(f"{value!r} is not finite", remedy=f"write {example}")
-    if result < 0:
-        raise UnitError(f"{value!r} is negative", remedy=f"write {example}")
+        raise UnitError(f"{_shown(value)} is not finite", remedy=f"write {example}")
+    if number < 0:
+        raise UnitError(f"{_shown(value)} is negative", remedy=f"write {example}")
     return result
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def format_rate(rate_bps: float) -> str:

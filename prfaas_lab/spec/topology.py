@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
 
-from prfaas_lab.spec.quantities import Duration, Fraction, Rate, Size, Tokens
+from prfaas_lab.spec.quantities import Count, Duration, Fraction, Rate, Size, Tokens
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,23}$", examples=["prfaas-east"])]
 """What a thing is called: lower-case letters, digits and dashes, at most 24, a letter first."""
 
 
+class Misfit(ValueError):
+    """Values that are each fine but do not fit together: (key path within the model, what) pairs."""
+
+    def __init__(self, *problems: tuple[Sequence[str | int], str]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in problems))
+
+
 class Spec(BaseModel):
     """The base of everything read from a file: frozen, and no unknown key is let through."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_unset(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        # In a file an absent key is unset, but an explicit null overrides (a link's `forward`).
+        values: dict[str, Any] = handler(self)
+        if info.mode != "json":
+            return values
+        return {key: v for key, v in values.items() if v is not None or key in self.model_fields_set}
 
 
 class GilbertElliott(Spec):
@@ -28,6 +57,17 @@ class GilbertElliott(Spec):
     loss_good: Fraction = Field(default=0.0, description="loss in the good state (netem's 1-k)")
 
 
+def _is_bursty(value: Any) -> str:
+    return "<bursts>" if isinstance(value, Mapping | GilbertElliott) else "<share>"
+
+
+Loss = Annotated[
+    Annotated[Fraction, Tag("<share>")] | Annotated[GilbertElliott, Tag("<bursts>")],
+    Discriminator(_is_bursty),
+]
+"""Random loss as a share, or bursty loss as a mapping."""
+
+
 class Impairment(Spec):
     """One direction of a link. Unset means: as the link says, or perfect."""
 
@@ -37,10 +77,8 @@ class Impairment(Spec):
     distribution: Literal["uniform", "normal", "pareto", "paretonormal"] | None = Field(
         default=None, description="shape of the jitter"
     )
-    delay_correlation: Fraction | None = Field(
-        default=None, description="correlation of consecutive jitters"
-    )
-    loss: Fraction | GilbertElliott | None = Field(default=None, description="random or Gilbert-Elliott")
+    delay_correlation: Fraction | None = Field(default=None, description="correlation of consecutive jitters")
+    loss: Loss | None = Field(default=None, description="random or Gilbert-Elliott")
     reorder: Fraction | None = Field(default=None, description="share sent at once, overtaking others")
     duplicate: Fraction | None = Field(default=None, description="share sent twice")
     corrupt: Fraction | None = Field(default=None, description="share with one bit flipped")
@@ -53,7 +91,7 @@ class Link(Impairment):
     """A path between two datacenters. The top keys hold for both directions; `forward` (first to
     second of `between`) and `backward` override them for one."""
 
-    between: tuple[Name, Name]
+    between: tuple[Name, Name] = Field(description="the two datacenters it joins")
     forward: Impairment = Impairment()
     backward: Impairment = Impairment()
 
@@ -66,21 +104,23 @@ class Link(Impairment):
     @model_validator(mode="after")
     def _ends_differ(self) -> Link:
         if self.between[0] == self.between[1]:
-            raise ValueError(f"a link from {self.between[0]!r} to itself (name two datacenters)")
+            raise Misfit((["between"], f"a link from {self.between[0]!r} to itself (name two datacenters)"))
         return self
 
 
 class Engines(Spec):
     """How many engines of each role a datacenter has."""
 
-    prefill: int = Field(default=0, ge=0, le=2000)
-    decode: int = Field(default=0, ge=0, le=2000)
+    prefill: Count = Field(default=0, ge=0, le=2000, description="engines that prefill")
+    decode: Count = Field(default=0, ge=0, le=2000, description="engines that decode")
 
 
 class Datacenter(Spec):
     """One site. `prfaas` sites only prefill, for others; `local` sites prefill and decode (PD)."""
 
-    role: Literal["prfaas", "local"]
+    role: Literal["prfaas", "local"] = Field(
+        description="prfaas: prefills for others; local: prefills and decodes"
+    )
     engines: Engines
     hardware: str | None = Field(default=None, description="profile of one engine, for paced engines")
     intra: Impairment = Field(
@@ -96,11 +136,11 @@ class Datacenter(Spec):
     def _engines_fit_the_role(self) -> Datacenter:
         count = self.engines.prefill + self.engines.decode
         if count == 0:
-            raise ValueError("no engines at all (set engines: {prefill: 1} or more)")
+            raise Misfit((["engines"], "no engines at all (set engines: {prefill: 1} or more)"))
         if self.role == "prfaas" and self.engines.decode:
-            raise ValueError("a prfaas datacenter only prefills (drop decode, or use role: local)")
+            raise Misfit((["engines"], "a prfaas datacenter only prefills (drop decode, or use role: local)"))
         if self.role == "local" and not self.engines.decode:
-            raise ValueError("a local datacenter must decode (set engines: {decode: 1} or more)")
+            raise Misfit((["engines"], "a local datacenter must decode (set engines: {decode: 1} or more)"))
         return self
 
 
@@ -108,9 +148,9 @@ class Topology(Spec):
     """The world a scenario runs in. Rates, delays and sizes are those of the real world."""
 
     name: Name
-    description: str = ""
-    datacenters: dict[Name, Datacenter] = Field(min_length=1, max_length=64)
-    links: dict[Name, Link] = Field(default_factory=dict, max_length=256)
+    description: str = Field(default="", description="what it stands for, in a line or two")
+    datacenters: dict[Name, Datacenter] = Field(min_length=1, max_length=64, description="name -> site")
+    links: dict[Name, Link] = Field(default_factory=dict, max_length=256, description="name -> path")
 
     @property
     def prfaas(self) -> tuple[str, ...]:
@@ -155,25 +195,48 @@ class Topology(Spec):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Topology:
-        problems: list[str] = []
-        for name, link in self.links.items():
-            for end in link.between:
-                if end not in self.datacenters:
-                    known = ", ".join(self.datacenters)
-                    problems.append(f"links.{name}.between: there is no datacenter {end!r} (have: {known})")
-        if not self.local:
-            problems.append("datacenters: none has role local, so nothing can decode (add one)")
-        if not problems:
-            for prfaas in self.prfaas:
-                if not any(self._joined(prfaas, local) for local in self.local):
-                    problems.append(f"datacenters.{prfaas}: no link leads to a local datacenter (add one)")
+        ends = {name: link.between for name, link in self.links.items()}
+        roles = {name: dc.role for name, dc in self.datacenters.items()}
+        problems = misfits(roles, ends)
+        if not any(dc.engines.prefill for dc in self.datacenters.values()):
+            problems.append((["datacenters"], "no engine prefills (set engines: {prefill: 1} in one)"))
+        engines = {name: dc for dc in self.datacenters for name in self.engine_names(dc)}
+        for name in engines.keys() & self.datacenters.keys():
+            text = f"is also the name of an engine of {engines[name]!r} (rename this datacenter)"
+            problems.append((["datacenters", name], text))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise Misfit(*problems)
         return self
 
-    def _joined(self, one: str, other: str) -> bool:
-        try:
-            self.path(one, other)
-        except LookupError:
-            return False
-        return True
+
+def misfits(
+    roles: Mapping[str, str], ends: Mapping[str, Sequence[str]]
+) -> list[tuple[Sequence[str | int], str]]:
+    """What is wrong with datacenters (name -> role) and links (name -> ends) taken together."""
+    problems: list[tuple[Sequence[str | int], str]] = []
+    for link, pair in ends.items():
+        for i, end in enumerate(pair):
+            if end not in roles:
+                have = ", ".join(roles)
+                problems.append(
+                    (["links", link, "between", i], f"there is no datacenter {end!r} (have: {have})")
+                )
+    if "local" not in roles.values():
+        problems.append((["datacenters"], "none has role: local, so nothing can decode (add one)"))
+    elif not problems:
+        for name, role in roles.items():
+            if role == "prfaas" and not any(roles[end] == "local" for end in _reachable(name, ends)):
+                problems.append(
+                    (["datacenters", name], "no link leads to a local datacenter (add one to links:)")
+                )
+    return problems
+
+
+def _reachable(start: str, ends: Mapping[str, Sequence[str]]) -> set[str]:
+    seen, frontier = {start}, [start]
+    while frontier:
+        here = frontier.pop()
+        found = {end for pair in ends.values() if here in pair for end in pair} - seen
+        seen |= found
+        frontier += found
+    return seen

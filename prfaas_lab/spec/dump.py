@@ -1,0 +1,38 @@
+"""Writes a resolved scenario as one file that runs again, and JSON Schemas for editors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import yaml
+
+from prfaas_lab.spec.document import add_scalars
+from prfaas_lab.spec.scenario import Resolved, Scenario
+from prfaas_lab.spec.topology import Spec, Topology
+
+
+def dump(resolved: Resolved) -> str:
+    """The scenario as YAML, its topology written in place and every default written out.
+
+    Reading it gives an equal scenario: quantities are text with units, without loss.
+    """
+    values = resolved.scenario.model_dump(mode="json")
+    head = f"# Resolved from {resolved.source!r}. It runs as it is: prfaas-lab scenario THIS-FILE\n"
+    return head + yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def schema(kind: Literal["topology", "scenario"]) -> dict[str, Any]:
+    """The JSON Schema of a file, for editors."""
+    models: dict[str, type[Spec]] = {"topology": Topology, "scenario": Scenario}
+    body = models[kind].model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever either YAML 1.1 or our loader would take for something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+add_scalars(_Dumper)

@@ -1,0 +1,46 @@
+"""A workload's requests, in order of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from prfaas_lab.spec.scenario import Workload
+from prfaas_lab.workload.arrivals import arrivals
+from prfaas_lab.workload.lengths import lengths
+from prfaas_lab.workload.prompts import random_prompt
+from prfaas_lab.workload.request import Request
+
+# Each aspect draws from a stream of its own, so that changing one leaves the others as they were.
+# The keys are part of what a seed means: never renumber them.
+_ARRIVALS, _PROMPT_LENGTHS, _OUTPUT_LENGTHS, _TOKENS = 0, 1, 2, 3
+
+
+def generate(
+    workload: Workload, *, seed: int, vocab_size: int, duration_s: float, time_scale: float = 1.0
+) -> Iterator[Request]:
+    """The requests that arrive within `duration_s`, at most `workload.requests` of them, one by one.
+
+    `duration_s` is the scenario's, before `time_scale`; the arrival times yielded are stretched by
+    it. A closed loop has no arrival times and no end but `workload.requests`: its driver stops.
+    The same arguments give the same requests.
+    """
+    prompt_tokens, output_tokens = lengths(workload.prompt), lengths(workload.output)
+    prompt_rng, output_rng = _stream(seed, _PROMPT_LENGTHS), _stream(seed, _OUTPUT_LENGTHS)
+    times = arrivals(workload.arrivals, _stream(seed, _ARRIVALS))
+    for number, arrival_s in enumerate(islice(times, workload.requests)):
+        if arrival_s is not None and arrival_s > duration_s:
+            return
+        tokens = prompt_tokens.quantile(prompt_rng.random())
+        yield Request(
+            id=f"r{number:05d}",
+            arrival_s=None if arrival_s is None else arrival_s * time_scale,
+            prompt=random_prompt(tokens, vocab_size, _stream(seed, _TOKENS, number)),
+            output_tokens=output_tokens.quantile(output_rng.random()),
+        )
+
+
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,0 +1,113 @@
+"""How many tokens: distributions that draw, and that a planner can integrate over.
+
+Each draws by inverting its distribution function at one uniform number, so that changing a
+parameter keeps every request's rank: a long prompt stays a long one.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Protocol
+
+from scipy.special import ndtr, ndtri
+
+from prfaas_lab.spec.scenario import Empirical, Fixed, Lengths, LogNormal
+
+
+class LengthDistribution(Protocol):
+    """A law of token counts L."""
+
+    def quantile(self, u: float) -> int:
+        """The L with P(L' <= L) >= u, for u in [0, 1): the draw that u stands for."""
+
+    def cdf(self, tokens: float) -> float:
+        """P(L <= tokens)."""
+
+    def mean_up_to(self, tokens: float) -> float:
+        """The partial expectation E[L; L <= tokens]: with cdf, it gives E[L | L <= t] and E[L | L > t]."""
+
+    def mean(self) -> float:
+        """E[L]."""
+
+
+def lengths(spec: Lengths) -> LengthDistribution:
+    """The distribution that a spec describes."""
+    match spec:
+        case LogNormal():
+            return TruncatedLogNormal(spec.mu, spec.sigma, spec.min, spec.max)
+        case Fixed(tokens=tokens):
+            return Discrete((tokens,), (1.0,))
+        case Empirical(tokens=tokens, weights=weights):
+            return Discrete(tokens, weights or (1.0,) * len(tokens))
+
+
+class TruncatedLogNormal:
+    """Log-normal, redrawn until it falls within [low, high] (the paper, 4.1).
+
+    `cdf` and the means are those of the continuous law; draws are rounded to whole tokens, which
+    moves the mean by less than half a token.
+    """
+
+    def __init__(self, mu: float, sigma: float, low: int, high: int) -> None:
+        self._mu, self._sigma, self._low, self._high = mu, sigma, low, high
+        self._mass = self._between(low, high, 0.0)
+
+    def quantile(self, u: float) -> int:
+        z = self._z_at(u)
+        tokens = round(math.exp(self._mu + self._sigma * z))
+        return min(max(tokens, self._low), self._high)
+
+    def _z_at(self, u: float) -> float:
+        below = self._z(self._low)
+        if below > 0:  # the upper tail: reckon in its mirror image, where no digits are lost
+            return -float(ndtri(ndtr(-below) - u * self._mass))
+        return float(ndtri(ndtr(below) + u * self._mass))
+
+    def cdf(self, tokens: float) -> float:
+        return self._between(self._low, self._clipped(tokens), 0.0) / self._mass
+
+    def mean_up_to(self, tokens: float) -> float:
+        # E[X; a < X <= b] = exp(mu + sigma^2/2) (Phi(z_b - sigma) - Phi(z_a - sigma))
+        tilt = math.exp(self._mu + self._sigma**2 / 2)
+        return tilt * self._between(self._low, self._clipped(tokens), self._sigma) / self._mass
+
+    def mean(self) -> float:
+        return self.mean_up_to(self._high)
+
+    def _clipped(self, tokens: float) -> float:
+        return min(max(tokens, self._low), self._high)
+
+    def _z(self, tokens: float) -> float:
+        return (math.log(tokens) - self._mu) / self._sigma
+
+    def _between(self, low: float, high: float, shift: float) -> float:
+        a, b = self._z(low) - shift, self._z(high) - shift
+        return float(ndtr(-a) - ndtr(-b)) if a > 0 else float(ndtr(b) - ndtr(a))
+
+
+class Discrete:
+    """Given token counts with given weights."""
+
+    def __init__(self, tokens: tuple[int, ...], weights: tuple[float, ...]) -> None:
+        total = math.fsum(weights)
+        pairs = sorted(
+            (count, weight / total) for count, weight in zip(tokens, weights, strict=True) if weight
+        )
+        self._tokens = [count for count, _ in pairs]
+        self._shares = [share for _, share in pairs]
+        self._below = list(accumulate(self._shares))
+
+    def quantile(self, u: float) -> int:
+        return self._tokens[min(bisect_right(self._below, u), len(self._tokens) - 1)]
+
+    def cdf(self, tokens: float) -> float:
+        return math.fsum(self._shares[: bisect_right(self._tokens, tokens)])
+
+    def mean_up_to(self, tokens: float) -> float:
+        count = bisect_right(self._tokens, tokens)
+        return math.fsum(map(float.__mul__, map(float, self._tokens[:count]), self._shares[:count]))
+
+    def mean(self) -> float:
+        return self.mean_up_to(self._tokens[-1])
