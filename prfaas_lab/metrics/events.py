@@ -1,7 +1,8 @@
 """The events of a run: frozen values that every room writes into one ledger.
 
 `at_s` is seconds since the run's start. Everything shown, summed up or replayed is derived from
-these and nothing else. An event's `kind` in `events.jsonl` is its class name.
+these and nothing else. An event's `kind` in `events.jsonl` is its class name. Fields are numbers,
+text, None, or (nested) tuples of those, so that every event reads back from JSON to the same value.
 """
 
 from __future__ import annotations
@@ -14,6 +15,45 @@ class Event:
     """Something that happened at a time of the run."""
 
     at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """What runs: the first event of a run (`metrics.run.run_started` makes it from a scenario)."""
+
+    scenario: str
+    topology: str
+    mode: str
+    shaper: str
+    model: str
+    policy: str
+    threshold_tokens: int | None
+    seed: int
+    duration_s: float
+    requests: int | None = None
+    verify_share: float = 0.0
+    cpu_tolerance: float = 0.95
+    timer_lag_tolerance_s: float = 0.02
+    datacenters: tuple[tuple[str, str], ...] = ()
+    """(name, role) of each datacenter."""
+    engines: tuple[tuple[str, str, str], ...] = ()
+    """(name, datacenter, role) of each engine that is to start."""
+    links: tuple[tuple[str, str, str], ...] = ()
+    """(name, first end, second end) of each link."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """(what, version) of everything a rerun needs to be the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseChanged(Event):
+    """The run's phase began or came on. In the order of a run: the bring-up steps `network`,
+    `model`, `engines`, `links` (they may overlap; one is over when done == total), then `running`,
+    `draining`, `verifying`, `teardown`, `done`."""
+
+    name: str
+    done: int | None = None
+    total: int | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +156,8 @@ class LinkMeasured(Event):
     measured_bps: float
     configured_rtt_ms: float
     measured_rtt_ms: float
+    reasons: tuple[str, ...] = ()
+    """In words, with figures, where the measurement lies outside the tolerance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +171,8 @@ class LinkSampled(Event):
     packets_total: int
     dropped_total: int
     backlog_bytes: int
+    rtt_ms: float | None = None
+    """Round trip seen lately, where somebody watches it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

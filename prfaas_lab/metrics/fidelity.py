@@ -1,0 +1,176 @@
+"""Whether a run may be believed, and why not: VALID, SUSPECT or INVALID with reasons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from prfaas_lab.metrics.events import RunStarted
+from prfaas_lab.metrics.handover import SKEW_S, Violation, violations
+from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.resources import Direction
+from prfaas_lab.metrics.tally import Tally
+from prfaas_lab.units import format_duration, format_rate
+
+LATE_CHANGE_S = 0.1
+"""A live change of a link may take effect this long after it was due."""
+RATE_EXCESS = 1.05
+BURST_BYTES = 1 << 20
+"""A shaper may let through this share of its rate, and this much at once, before it is in doubt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """INVALID: the run broke a law, so its figures mean nothing. SUSPECT: something was strained or
+    off its spec, so they may be distorted. VALID: no reason for doubt was found."""
+
+    verdict: Literal["VALID", "SUSPECT", "INVALID"]
+    reasons: tuple[str, ...]
+
+
+def judge(tally: Tally) -> Fidelity:
+    """The verdict on a run that is over; a request still in flight is lost."""
+    broken = [violation for record in tally.requests.values() for violation in violations(record)]
+    invalid = [*_mismatches(tally), *_losses(tally, broken), *_bypasses(tally)]
+    suspect = [
+        *_strained_machine(tally),
+        *_links_off_spec(tally),
+        *_late_changes(tally),
+        *_disorder(broken),
+        *_dead_engines(tally),
+        *_unverified(tally),
+    ]
+    verdict: Literal["VALID", "SUSPECT", "INVALID"] = (
+        "INVALID" if invalid else "SUSPECT" if suspect else "VALID"
+    )
+    return Fidelity(verdict=verdict, reasons=(*invalid, *suspect))
+
+
+def _mismatches(tally: Tally) -> Iterator[str]:
+    wrong, compared = tally.verified["mismatch"], tally.verified.total()
+    if wrong:
+        yield f"{wrong} of {compared} verified outputs differ from one-process generation"
+
+
+def _losses(tally: Tally, broken: list[Violation]) -> Iterator[str]:
+    if tally.in_flight:
+        yield f"{_count(tally.in_flight, 'request')} neither completed nor failed"
+    for kind, what in (("bytes", "lost KVCache bytes"), ("account", "badly accounted for")):
+        texts = [violation.text for violation in broken if violation.kind == kind]
+        if texts:
+            yield f"{_count(len(texts), 'request')} {what} ({_few(texts)})"
+
+
+def _bypasses(tally: Tally) -> Iterator[str]:
+    """KVCache that crossed between two datacenters must show in the counters of a link between."""
+    sites = _engine_sites(tally)
+    for (source, destination), payload in _payloads(tally, sites).items():
+        carried = [d.carried_bytes for d in _directions_out(tally, source, destination) if d.last]
+        if carried and sum(carried) < payload:
+            yield (
+                f"{source} sent {payload} bytes of KVCache to {destination}, but the links between"
+                f" them counted {sum(carried)}: traffic went around the shaped link"
+            )
+
+
+def _engine_sites(tally: Tally) -> dict[str, str]:
+    planned = {name: site for name, site, _ in tally.run.engines} if tally.run else {}
+    return planned | {e.name: e.started.datacenter for e in tally.engines.values() if e.started}
+
+
+def _payloads(tally: Tally, sites: dict[str, str]) -> dict[tuple[str, str], int]:
+    payloads: dict[tuple[str, str], int] = {}
+    for record in tally.requests.values():
+        ends = _crossing(record, sites)
+        if ends:
+            payloads[ends] = payloads.get(ends, 0) + record.received_bytes
+    return payloads
+
+
+def _crossing(record: RequestRecord, sites: dict[str, str]) -> tuple[str, str] | None:
+    source, destination = sites.get(record.source or ""), sites.get(record.destination or "")
+    if source is None or destination is None or source == destination:
+        return None
+    return source, destination
+
+
+def _directions_out(tally: Tally, source: str, destination: str) -> list[Direction]:
+    """The directions that leave `source` on a direct link; none when other sites lie between."""
+    links = (
+        {name for name, *ends in tally.run.links if {source, destination} == set(ends)} if tally.run else ()
+    )
+    return [d for (link, start), d in tally.directions.items() if link in links and start == source]
+
+
+def _strained_machine(tally: Tally) -> Iterator[str]:
+    run = tally.run or _NOTHING_SAID
+    cpu, lag = tally.machine.cpu.statistics().mean, tally.machine.timer_lag.percentile(99)
+    if cpu is not None and cpu > run.cpu_tolerance:
+        yield f"the machine's CPUs were {cpu:.0%} busy on average (tolerance {run.cpu_tolerance:.0%})"
+    if lag is not None and lag > run.timer_lag_tolerance_s:
+        limit = format_duration(run.timer_lag_tolerance_s)
+        yield f"p99 timer lag of the controller was {format_duration(lag)} (tolerance {limit})"
+
+
+def _links_off_spec(tally: Tally) -> Iterator[str]:
+    for direction in tally.directions.values():
+        yield from direction.reasons
+        carried = 8 * direction.carried_bytes
+        if not direction.unshaped and carried > RATE_EXCESS * direction.most_bits + 8 * BURST_BYTES:
+            seconds = direction.sampled_s or 1.0
+            yield (
+                f"link {direction.link} from {direction.source} carried"
+                f" {format_rate(carried / seconds)} where {format_rate(direction.most_bits / seconds)}"
+                " was configured"
+            )
+    if tally.run and tally.run.mode == "emulate":
+        for name, *ends in tally.run.links:
+            for source in ends:
+                known = tally.directions.get((name, source))
+                if known is None or known.measured is None:
+                    yield f"link {name} from {source} was never measured"
+
+
+def _late_changes(tally: Tally) -> Iterator[str]:
+    late = [d for d in tally.directions.values() if d.worst_late_s > LATE_CHANGE_S]
+    if late:
+        worst = max(late, key=lambda direction: direction.worst_late_s)
+        yield (
+            f"a change of link {worst.link} from {worst.source} came"
+            f" {format_duration(worst.worst_late_s)} late (tolerance {format_duration(LATE_CHANGE_S)})"
+        )
+
+
+def _disorder(broken: list[Violation]) -> Iterator[str]:
+    texts = [violation.text for violation in broken if violation.kind == "order"]
+    if texts:
+        skew = format_duration(SKEW_S)
+        yield f"{_count(len(texts), 'stamp')} out of order by more than {skew} ({_few(texts)})"
+
+
+def _dead_engines(tally: Tally) -> Iterator[str]:
+    for engine in tally.engines.values():
+        if engine.died:
+            yield f"engine {engine.name} died ({engine.died.exit_status}): {engine.died.last_words}"
+
+
+def _unverified(tally: Tally) -> Iterator[str]:
+    run, compared = tally.run or _NOTHING_SAID, tally.verified.total()
+    short = compared < tally.completed if run.verify_share == 1 else compared == 0 < tally.completed
+    if run.verify_share > 0 and short:
+        yield f"only {compared} of {tally.completed} outputs were verified (asked: {run.verify_share:.0%})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _few(texts: list[str]) -> str:
+    return "; ".join(texts[:2]) + ("; ..." if len(texts) > 2 else "")
+
+
+_NOTHING_SAID = RunStarted(
+    at_s=0.0, scenario="", topology="", mode="", shaper="", model="", policy="",
+    threshold_tokens=None, seed=0, duration_s=0.0,
+)  # fmt: skip

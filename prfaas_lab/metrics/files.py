@@ -1,0 +1,88 @@
+"""The files a run leaves: `events.jsonl` as it goes, `requests.jsonl` and `summary.json` at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import IO, Any
+
+from prfaas_lab.metrics.codec import encode
+from prfaas_lab.metrics.events import Event
+from prfaas_lab.metrics.handover import handover, violations
+from prfaas_lab.metrics.requests import RequestRecord
+
+FLUSH_S = 1.0
+FLUSH_LINES = 512
+"""Lines are written once they are so many, or the oldest is this old (by the events' own time)."""
+
+
+class EventWriter:
+    """A subscriber of the ledger that streams events to a file. Whoever opens it closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = path.open("w", encoding="utf-8", errors="replace")
+        self._lines: list[str] = []
+        self._flushed_s = 0.0
+
+    def __call__(self, event: Event) -> None:
+        self._lines.append(encode(event))
+        if len(self._lines) >= FLUSH_LINES or event.at_s - self._flushed_s >= FLUSH_S:
+            self._flush(event.at_s)
+
+    def close(self) -> None:
+        """Write what is left; events after this are an error. Closing twice is fine."""
+        if not self._file.closed:
+            self._flush(self._flushed_s)
+            self._file.close()
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _flush(self, at_s: float) -> None:
+        if self._lines:
+            self._file.write("\n".join(self._lines) + "\n")
+            self._file.flush()
+            self._lines.clear()
+        self._flushed_s = at_s
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write it whole or not at all. Raises ValueError for a NaN."""
+    write_atomically(path, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    half = path.with_name(f".{path.name}.partial")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
+
+
+def write_requests(path: Path, records: Iterable[RequestRecord]) -> None:
+    """One line of JSON per request, streamed."""
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(request_row(record), allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def request_row(record: RequestRecord) -> dict[str, Any]:
+    """A request's stamps, counts and latencies, its hand-over ledger, and the laws it broke."""
+    legs = handover(record)
+    return {
+        **{field.name: getattr(record, field.name) for field in fields(record) if field.name != "gaps_s"},
+        "ttft_ms": _ms(record.ttft_s),
+        "tpot_ms": _ms(record.tpot_s),
+        "e2el_ms": _ms(record.e2el_s),
+        "handover": asdict(legs) if legs else None,
+        "violations": [violation.text for violation in violations(record)],
+    }
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else 1e3 * value_s

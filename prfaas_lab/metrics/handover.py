@@ -1,0 +1,126 @@
+"""The hand-over ledger of a request: where its TTFT went; and the laws its stamps must obey."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass, fields
+from itertools import pairwise
+from typing import Literal
+
+from prfaas_lab.metrics.requests import RequestRecord
+
+SKEW_S = 0.002
+"""Stamps from different processes on one clock may lie this far out of order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """Milliseconds of each leg from submission to first token; they sum to the TTFT.
+
+    The transfer is pipelined with the prefill, so a leg is what it adds after the one before:
+    t0 submitted; t1 prefill started; t2 prefill finished; t3 = max(t2, transfer started);
+    t4 = max(t3, transfer finished); t5 = max(t4, cache restored); t6 first token at the client.
+    A stamp that never came (nothing to transfer) takes the time of the one before, and its leg
+    is 0. `queue` holds everything before prefill starts, routing too.
+    """
+
+    queue_ms: float
+    prefill_ms: float
+    first_byte_ms: float
+    wire_ms: float
+    restore_ms: float
+    first_token_ms: float
+
+    @property
+    def ttft_ms(self) -> float:
+        return math.fsum(astuple(self))
+
+
+LEGS = tuple(field.name for field in fields(Handover))
+
+
+def handover(record: RequestRecord) -> Handover | None:
+    """The legs of a request; None before its first token."""
+    t0, t6 = record.submitted_s, record.first_token_s
+    if t0 is None or t6 is None:
+        return None
+    t1 = _or(record.prefill_started_s, t0)
+    t2 = _or(record.prefill_finished_s, t1)
+    t3 = max(t2, _or(record.transfer_started_s, t2))
+    t4 = max(t3, _or(record.transfer_finished_s, t3))
+    t5 = max(t4, _or(record.restored_s, t4))
+    times = (t0, t1, t2, t3, t4, t5, t6)
+    legs = ((end - start) * 1e3 for start, end in pairwise(times))
+    return Handover(**dict(zip(LEGS, legs, strict=True)))
+
+
+def _or(stamp: float | None, otherwise: float) -> float:
+    return otherwise if stamp is None else stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """A law that a request broke. `order`: of its stamps; `bytes`: sent is not received; `account`:
+    it ended twice, out of nowhere, or with the wrong number of tokens."""
+
+    kind: Literal["order", "bytes", "account"]
+    text: str
+
+
+_ORDER = (
+    ("submitted_s", "routed_s"),
+    ("routed_s", "prefill_started_s"),
+    ("prefill_started_s", "prefill_finished_s"),
+    ("routed_s", "transfer_started_s"),
+    ("transfer_started_s", "transfer_finished_s"),
+    ("prefill_finished_s", "transfer_finished_s"),
+    ("transfer_finished_s", "restored_s"),
+    ("restored_s", "first_token_s"),
+    ("prefill_finished_s", "first_token_s"),
+    ("first_token_s", "ended_s"),
+    ("last_token_s", "ended_s"),
+)
+
+
+def check(record: RequestRecord) -> list[str]:
+    """The laws this request broke, in words."""
+    return [violation.text for violation in violations(record)]
+
+
+def violations(record: RequestRecord) -> list[Violation]:
+    """The laws this request broke."""
+    return [*_out_of_order(record), *_bytes_lost(record), *_miscounted(record)]
+
+
+def _out_of_order(record: RequestRecord) -> list[Violation]:
+    if record.outcome == "failed":
+        return []  # an attempt that failed may leave its stamps anywhere
+    found = []
+    for earlier, later in _ORDER:
+        first, second = getattr(record, earlier), getattr(record, later)
+        if first is not None and second is not None and second < first - SKEW_S:
+            text = f"{record.id}: {_words(later)} {1e3 * (first - second):.1f} ms before {_words(earlier)}"
+            found.append(Violation(kind="order", text=text))
+    return found
+
+
+def _words(stamp: str) -> str:
+    return stamp.removesuffix("_s").replace("_", " ")
+
+
+def _bytes_lost(record: RequestRecord) -> list[Violation]:
+    if record.sent_bytes == record.received_bytes:
+        return []
+    text = f"{record.id}: {record.sent_bytes} bytes sent, {record.received_bytes} received"
+    return [Violation(kind="bytes", text=text)]
+
+
+def _miscounted(record: RequestRecord) -> list[Violation]:
+    faults = []
+    if record.submissions != 1:
+        faults.append(f"was submitted {record.submissions} times")
+    if record.ends > 1:
+        faults.append(f"ended {record.ends} times")
+    if record.outcome == "completed" and record.emitted_tokens != record.output_tokens:
+        faults.append(f"completed with {record.emitted_tokens} of {record.output_tokens} tokens")
+    return [Violation(kind="account", text=f"{record.id}: {fault}") for fault in faults]

@@ -1,0 +1,48 @@
+"""The one ledger of a run: every room records into it, everything shown is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prfaas_lab.metrics.events import Event
+from prfaas_lab.metrics.tally import Tally
+
+Subscriber = Callable[[Event], None]
+
+
+class Ledger:
+    """Takes events, keeps their tally, and passes them on.
+
+    `clock` is the run's one clock (`loop.time`, or a finer reading of the same CLOCK_MONOTONIC) and
+    `started_at` its reading at the run's start.
+    """
+
+    def __init__(self, clock: Callable[[], float], started_at: float) -> None:
+        self.tally = Tally()
+        self._clock, self._started_at = clock, started_at
+        self._subscribers: list[Subscriber] = []
+
+    def now(self) -> float:
+        """Seconds since the run's start: the `at_s` of what happens now."""
+        return self._clock() - self._started_at
+
+    def at(self, reading: float) -> float:
+        """The `at_s` of another process's reading of the clock."""
+        return reading - self._started_at
+
+    def record(self, event: Event) -> None:
+        """Add an event: first to the tally, then to every subscriber in the order they came."""
+        self.tally.fold(event)
+        for notify in tuple(self._subscribers):
+            notify(event)
+
+    def subscribe(self, notify: Subscriber) -> Callable[[], None]:
+        """Have `notify` called with every event from now on; returns what ends that. It must be
+        quick, and may read the tally, which holds the event already."""
+        self._subscribers.append(notify)
+
+        def unsubscribe() -> None:
+            if notify in self._subscribers:
+                self._subscribers.remove(notify)
+
+        return unsubscribe

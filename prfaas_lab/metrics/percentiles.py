@@ -1,0 +1,128 @@
+"""Means and percentiles, exact from values or near enough from a sketch of fixed size."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+RELATIVE_ERROR = 0.005
+"""A sketch's percentile lies within this share of a true value."""
+
+_LOG_BASE = math.log((1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR))
+_SMALLEST = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What is said of a set of values. All None when there were none."""
+
+    mean: float | None = None
+    median: float | None = None
+    std: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+
+
+def percentile(ordered: Sequence[float], q: float) -> float:
+    """The q-th percentile (0..100) of sorted values, linear between neighbours (numpy's default)."""
+    position = (len(ordered) - 1) * q / 100
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def statistics_of(values: Iterable[float]) -> Statistics:
+    """Exact statistics; `std` is that of the population, as numpy's and vLLM's."""
+    ordered = sorted(values)
+    if not ordered:
+        return Statistics()
+    mean = math.fsum(ordered) / len(ordered)
+    return Statistics(
+        mean=mean,
+        median=percentile(ordered, 50),
+        std=math.sqrt(math.fsum((value - mean) ** 2 for value in ordered) / len(ordered)),
+        p90=percentile(ordered, 90),
+        p99=percentile(ordered, 99),
+    )
+
+
+class Sketch:
+    """Counts of values in logarithmic buckets (the idea of DDSketch): of fixed size, mergeable,
+    mean and deviation exact, percentiles within RELATIVE_ERROR. For values that are not negative."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._buckets: Counter[int] = Counter()
+        self._sum = self._squares = 0.0
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self._sum += value
+        self._squares += value * value
+        self._low, self._high = min(self._low, value), max(self._high, value)
+        self._buckets[math.ceil(math.log(max(value, _SMALLEST)) / _LOG_BASE)] += 1
+
+    def merge(self, other: Sketch) -> None:
+        """Count the other's values too."""
+        self.count += other.count
+        self._sum += other._sum
+        self._squares += other._squares
+        self._low, self._high = min(self._low, other._low), max(self._high, other._high)
+        self._buckets.update(other._buckets)
+
+    def percentile(self, q: float) -> float | None:
+        """None when nothing was counted."""
+        if not self.count:
+            return None
+        rank, seen = (self.count - 1) * q / 100, 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen > rank:
+                return self._inside(bucket)
+        return self._high
+
+    def statistics(self) -> Statistics:
+        if not self.count:
+            return Statistics()
+        mean = self._sum / self.count
+        return Statistics(
+            mean=mean,
+            median=self.percentile(50),
+            std=math.sqrt(max(0.0, self._squares / self.count - mean * mean)),
+            p90=self.percentile(90),
+            p99=self.percentile(99),
+        )
+
+    def _inside(self, bucket: int) -> float:
+        middle = math.exp((bucket - 0.5) * _LOG_BASE)
+        if middle <= _SMALLEST:
+            return self._low
+        return min(max(middle, self._low), self._high)
+
+
+class Samples:
+    """Values kept exactly (four bytes each) while they are few, and as a sketch beyond `limit`."""
+
+    def __init__(self, limit: int = 1_000_000) -> None:
+        self._limit = limit
+        self._exact = array("f")
+        self._sketch: Sketch | None = None
+
+    def __len__(self) -> int:
+        return self._sketch.count if self._sketch else len(self._exact)
+
+    def extend(self, values: Iterable[float]) -> None:
+        if self._sketch is None:
+            self._exact.extend(values)
+            if len(self._exact) <= self._limit:
+                return
+            values, self._exact, self._sketch = self._exact, array("f"), Sketch()
+        for value in values:
+            self._sketch.add(value)
+
+    def statistics(self) -> Statistics:
+        return self._sketch.statistics() if self._sketch else statistics_of(self._exact)

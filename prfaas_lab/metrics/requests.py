@@ -1,0 +1,168 @@
+"""What became of one request: its stamps and counts, folded from its events.
+
+The order of arrival does not matter to a fold, except among tokens: engines stamp with their own
+reading of the machine's one CLOCK_MONOTONIC, and their reports may overtake each other.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prfaas_lab.metrics import events as ev
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """Times are seconds of the run, None until they come. When something happens twice (a retried
+    prefill), the last time counts, except that the first token stays the first."""
+
+    id: str
+    outcome: Literal["in flight", "completed", "failed"] = "in flight"
+    submissions: int = 0
+    ends: int = 0
+    """How often the request was submitted and ended: once each, or it is a fault of ours."""
+
+    submitted_s: float | None = None
+    routed_s: float | None = None
+    prefill_started_s: float | None = None
+    prefill_finished_s: float | None = None
+    transfer_started_s: float | None = None
+    transfer_finished_s: float | None = None
+    restored_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    ended_s: float | None = None
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    emitted_tokens: int = 0
+    computed_tokens: int | None = None
+    cached_tokens: int | None = None
+
+    prefill: str | None = None
+    decode: str | None = None
+    offloaded: bool = False
+    uncached_tokens: int | None = None
+    threshold_tokens: int | None = None
+    reason: str = ""
+
+    source: str | None = None
+    destination: str | None = None
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    retried_chunks: int = 0
+
+    failure_stage: str = ""
+    failure_reason: str = ""
+    verified: str | None = None
+    verified_detail: str = ""
+
+    gaps_s: array[float] = field(default_factory=lambda: array("f"), repr=False)
+    """Times between tokens; taken away by the tally once the request has ended."""
+
+    def fold(self, event: ev.RequestEvent) -> None:
+        """Take in one event of this request."""
+        _FOLDS[type(event)](self, event)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the request sent to its first token."""
+        return _between(self.submitted_s, self.first_token_s)
+
+    @property
+    def e2el_s(self) -> float | None:
+        """From the request sent to its last token."""
+        return _between(self.submitted_s, self.last_token_s)
+
+    @property
+    def tpot_s(self) -> float | None:
+        """(E2E - TTFT) / (n - 1); None for a single token, which has no time per further token."""
+        if self.ttft_s is None or self.e2el_s is None or self.emitted_tokens < 2:
+            return None
+        return (self.e2el_s - self.ttft_s) / (self.emitted_tokens - 1)
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
+
+
+def _submitted(record: RequestRecord, event: ev.RequestSubmitted) -> None:
+    record.submitted_s = event.at_s
+    record.submissions += 1
+    record.prompt_tokens, record.output_tokens = event.prompt_tokens, event.output_tokens
+
+
+def _routed(record: RequestRecord, event: ev.RequestRouted) -> None:
+    record.routed_s = event.at_s
+    record.prefill, record.decode, record.offloaded = event.prefill, event.decode, event.offloaded
+    record.uncached_tokens, record.threshold_tokens = event.uncached_tokens, event.threshold_tokens
+    record.reason = event.reason
+
+
+def _prefill_started(record: RequestRecord, event: ev.PrefillStarted) -> None:
+    record.prefill_started_s = event.at_s
+
+
+def _prefill_finished(record: RequestRecord, event: ev.PrefillFinished) -> None:
+    record.prefill_finished_s = event.at_s
+    record.computed_tokens, record.cached_tokens = event.computed_tokens, event.cached_tokens
+
+
+def _transfer_started(record: RequestRecord, event: ev.TransferStarted) -> None:
+    record.transfer_started_s = event.at_s
+    record.source, record.destination = event.source, event.destination
+
+
+def _transfer_finished(record: RequestRecord, event: ev.TransferFinished) -> None:
+    record.transfer_finished_s = event.at_s
+    record.source, record.destination = event.source, event.destination
+    record.sent_bytes, record.received_bytes = event.sent_bytes, event.received_bytes
+    record.retried_chunks = event.retried_chunks
+
+
+def _restored(record: RequestRecord, event: ev.CacheRestored) -> None:
+    record.restored_s = event.at_s
+
+
+def _tokens(record: RequestRecord, event: ev.TokensEmitted) -> None:
+    if record.last_token_s is None:
+        record.first_token_s = event.at_s
+    else:
+        record.gaps_s.append(event.at_s - record.last_token_s)
+    record.last_token_s = event.at_s
+    record.emitted_tokens += event.count
+
+
+def _finished(record: RequestRecord, event: ev.RequestFinished) -> None:
+    record.ends += 1
+    if record.ends == 1:
+        record.ended_s, record.outcome = event.at_s, "completed"
+
+
+def _failed(record: RequestRecord, event: ev.RequestFailed) -> None:
+    record.ends += 1
+    if record.ends == 1:
+        record.ended_s, record.outcome = event.at_s, "failed"
+        record.failure_stage, record.failure_reason = event.stage, event.reason
+
+
+def _verified(record: RequestRecord, event: ev.RequestVerified) -> None:
+    record.verified, record.verified_detail = event.outcome, event.detail
+
+
+_FOLDS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
+    ev.RequestSubmitted: _submitted,
+    ev.RequestRouted: _routed,
+    ev.PrefillStarted: _prefill_started,
+    ev.PrefillFinished: _prefill_finished,
+    ev.TransferStarted: _transfer_started,
+    ev.TransferFinished: _transfer_finished,
+    ev.CacheRestored: _restored,
+    ev.TokensEmitted: _tokens,
+    ev.RequestFinished: _finished,
+    ev.RequestFailed: _failed,
+    ev.RequestVerified: _verified,
+}

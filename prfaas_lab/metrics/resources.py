@@ -1,0 +1,156 @@
+"""What the links, the engines and the machine did, folded from their samples.
+
+Samples are totals. What counts is the workload: what was carried before it (to measure a link) and
+after it (to verify) is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prfaas_lab.metrics.events import (
+    EngineDied,
+    EngineSampled,
+    EngineStarted,
+    LinkChanged,
+    LinkMeasured,
+    LinkSampled,
+    MachineSampled,
+)
+from prfaas_lab.metrics.percentiles import Sketch
+
+Stage = Literal["before", "during", "after"]
+"""Where the workload stands when a sample is taken."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Direction:
+    """One direction of a link."""
+
+    link: str
+    source: str
+    measured: LinkMeasured | None = None
+    reasons: tuple[str, ...] = ()
+    last: LinkSampled | None = None
+    base: LinkSampled | None = None
+    closed: bool = False
+    peak_bps: float = 0.0
+    configured_bits: float = 0.0
+    """What the configured rate would have carried since the first sample of the workload."""
+    most_bits: float = 0.0
+    """The same, with the higher of the two rates wherever it changed."""
+    sampled_s: float = 0.0
+    unshaped: bool = False
+    changes: int = 0
+    worst_late_s: float = 0.0
+
+    def measure(self, event: LinkMeasured) -> None:
+        self.measured = event
+        self.reasons += event.reasons
+
+    def change(self, event: LinkChanged) -> None:
+        self.changes += 1
+        self.worst_late_s = max(self.worst_late_s, event.at_s - event.due_s)
+
+    def sample(self, event: LinkSampled, stage: Stage) -> None:
+        if self.closed:
+            return
+        if stage == "before":
+            self.base = event
+        else:
+            self._accrue(event)
+            self.closed = stage == "after"
+        self.last = event
+
+    def _accrue(self, event: LinkSampled) -> None:
+        """Between two samples the rate configured at the first holds."""
+        self.unshaped |= event.configured_bps is None
+        if self.last is None or event.at_s <= self.last.at_s:
+            return
+        gap_s = event.at_s - self.last.at_s
+        then, now = self.last.configured_bps or 0.0, event.configured_bps or 0.0
+        self.sampled_s += gap_s
+        self.configured_bits += gap_s * then
+        self.most_bits += gap_s * max(then, now)
+        self.peak_bps = max(self.peak_bps, 8 * (event.bytes_total - self.last.bytes_total) / gap_s)
+
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes of the workload, headers included."""
+        return self._since("bytes_total")
+
+    @property
+    def carried_packets(self) -> int:
+        return self._since("packets_total")
+
+    @property
+    def dropped_packets(self) -> int:
+        return self._since("dropped_total")
+
+    @property
+    def configured_bps(self) -> float | None:
+        """The rate of its spec, at the start; None when unshaped or never seen."""
+        first = self.measured or self.base or self.last
+        return first.configured_bps if first else None
+
+    @property
+    def utilization(self) -> float | None:
+        """Bits carried as a share of what the configured rate, as it changed, could carry."""
+        if self.unshaped or self.configured_bits <= 0:
+            return None
+        return 8 * self.carried_bytes / self.configured_bits
+
+    def _since(self, counter: str) -> int:
+        if self.last is None or self.last is self.base:
+            return 0
+        total: int = getattr(self.last, counter)
+        return total - (getattr(self.base, counter) if self.base else 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    """One engine process."""
+
+    name: str
+    started: EngineStarted | None = None
+    died: EngineDied | None = None
+    last: EngineSampled | None = None
+    base: EngineSampled | None = None
+    closed: bool = False
+
+    def sample(self, event: EngineSampled, stage: Stage) -> None:
+        if self.closed:
+            return
+        if stage == "before":
+            self.base = event
+        self.last = event
+        self.closed = stage == "after"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the workload: prefilled or decoded, as its role is."""
+        if self.last is None:
+            return 0
+        return self.last.tokens_total - (self.base.tokens_total if self.base else 0)
+
+    def busy_fraction(self, workload_started_s: float) -> float | None:
+        """Share of the workload's time that it was computing; None when it was not sampled."""
+        if self.last is None:
+            return None
+        start_s = self.base.at_s if self.base else workload_started_s
+        busy_s = self.last.busy_s - (self.base.busy_s if self.base else 0.0)
+        return busy_s / (self.last.at_s - start_s) if self.last.at_s > start_s else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Machine:
+    """How the machine bore the workload."""
+
+    cpu: Sketch = field(default_factory=Sketch)
+    timer_lag: Sketch = field(default_factory=Sketch)
+
+    def sample(self, event: MachineSampled, stage: Stage) -> None:
+        if stage == "during":
+            self.cpu.add(event.cpu_fraction)
+            self.timer_lag.add(event.timer_lag_s)

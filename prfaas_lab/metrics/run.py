@@ -1,0 +1,39 @@
+"""A run's first event, made from what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prfaas_lab.metrics.events import RunStarted
+from prfaas_lab.spec.scenario import Resolved
+
+
+def run_started(
+    resolved: Resolved, *, at_s: float, mode: str, shaper: str, versions: Mapping[str, str]
+) -> RunStarted:
+    """What runs, with everything that a reader of `events.jsonl` needs to sum it up again."""
+    scenario, topology = resolved.scenario, resolved.topology
+    return RunStarted(
+        at_s=at_s,
+        scenario=scenario.name,
+        topology=topology.name,
+        mode=mode,
+        shaper=shaper,
+        model=scenario.model.path or scenario.model.name or "",
+        policy=scenario.policy.name,
+        threshold_tokens=scenario.policy.threshold,
+        seed=scenario.seed,
+        duration_s=scenario.duration,
+        requests=scenario.workload.requests,
+        verify_share=scenario.verify.share,
+        cpu_tolerance=scenario.tolerance.cpu,
+        timer_lag_tolerance_s=scenario.tolerance.timer_lag,
+        datacenters=tuple((name, site.role) for name, site in topology.datacenters.items()),
+        engines=tuple(
+            (engine, name, role)
+            for name in topology.datacenters
+            for engine, role in topology.engine_names(name).items()
+        ),
+        links=tuple((name, *link.between) for name, link in topology.links.items()),
+        versions=tuple(versions.items()),
+    )

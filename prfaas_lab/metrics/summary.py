@@ -1,0 +1,193 @@
+"""The summary of a run, under the names of `vllm bench serve` where it has one (facts.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from prfaas_lab.metrics.fidelity import judge
+from prfaas_lab.metrics.handover import LEGS, handover
+from prfaas_lab.metrics.percentiles import Statistics, statistics_of
+from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.resources import Direction, Engine
+from prfaas_lab.metrics.tally import Tally
+
+Json = dict[str, Any]
+"""What `json.dumps(..., allow_nan=False)` takes; what is undefined is None."""
+
+
+def summarize(tally: Tally) -> Json:
+    """The summary of a run that is over. Latencies and throughputs are those of completed requests."""
+    completed = [record for record in tally.requests.values() if record.outcome == "completed"]
+    fidelity = judge(tally)
+    return {
+        **_identity(tally),
+        "fidelity": {"verdict": fidelity.verdict, "reasons": list(fidelity.reasons)},
+        **_counts(tally),
+        **_throughput(tally, completed),
+        **_latencies(tally, completed),
+        "handover": _handover(completed),
+        "verify": {
+            "compared": tally.verified.total(),
+            "mismatched": tally.verified["mismatch"],
+            "ties": tally.verified["tie"],
+        },
+        "links": {name: _link(tally, name) for name in _link_names(tally)},
+        "engines": {name: _engine(tally, engine) for name, engine in sorted(tally.engines.items())},
+        "machine": {
+            "mean_cpu_fraction": tally.machine.cpu.statistics().mean,
+            "p99_timer_lag_ms": _ms(tally.machine.timer_lag.percentile(99)),
+        },
+        "failures": _failures(tally),
+        "versions": dict(tally.run.versions) if tally.run else {},
+    }
+
+
+def _identity(tally: Tally) -> Json:
+    run = tally.run
+    return {
+        "scenario": run.scenario if run else None,
+        "topology": run.topology if run else None,
+        "mode": run.mode if run else None,
+        "shaper": run.shaper if run else None,
+        "model": run.model if run else None,
+        "policy": tally.policy,
+        "threshold_tokens": tally.threshold_tokens,
+        "seed": run.seed if run else None,
+    }
+
+
+def _counts(tally: Tally) -> Json:
+    return {
+        "submitted": tally.submitted,
+        "completed": tally.completed,
+        "failed": tally.failed,
+        "in_flight": tally.in_flight,
+        "offload_fraction": _ratio(tally.offloaded, tally.routed),
+        "duration": tally.duration_s,
+    }
+
+
+def _throughput(tally: Tally, completed: list[RequestRecord]) -> Json:
+    inputs = sum(record.prompt_tokens for record in completed)
+    outputs = sum(record.emitted_tokens for record in completed)
+    return {
+        "total_input_tokens": inputs,
+        "total_output_tokens": outputs,
+        "total_cached_tokens": sum(record.cached_tokens or 0 for record in completed),
+        "total_kvcache_bytes": sum(record.received_bytes for record in completed),
+        "request_throughput": _ratio(len(completed), tally.duration_s),
+        "output_throughput": _ratio(outputs, tally.duration_s),
+        "total_token_throughput": _ratio(inputs + outputs, tally.duration_s),
+    }
+
+
+def _latencies(tally: Tally, completed: list[RequestRecord]) -> Json:
+    return {
+        **_named("ttft_ms", statistics_of(_in_ms(record.ttft_s for record in completed))),
+        **_named("tpot_ms", statistics_of(_in_ms(record.tpot_s for record in completed))),
+        **_named("itl_ms", tally.itl_ms.statistics()),
+        **_named("e2el_ms", statistics_of(_in_ms(record.e2el_s for record in completed))),
+    }
+
+
+def _named(what: str, statistics: Statistics) -> Json:
+    return {f"{which}_{what}": value for which, value in asdict(statistics).items()}
+
+
+def _handover(completed: list[RequestRecord]) -> Json:
+    """Mean and p90 of every leg in ms: over all, and apart for offloaded and local requests."""
+    legs = [(record.offloaded, legs) for record in completed if (legs := handover(record))]
+    groups = {
+        "all": [each for _, each in legs],
+        "offloaded": [each for offloaded, each in legs if offloaded],
+        "local": [each for offloaded, each in legs if not offloaded],
+    }
+    return {
+        name: {"requests": len(group), **{leg: _leg(getattr(each, leg) for each in group) for leg in LEGS}}
+        for name, group in groups.items()
+    }
+
+
+def _leg(values: Iterable[float]) -> Json:
+    statistics = statistics_of(values)
+    return {"mean": statistics.mean, "p90": statistics.p90}
+
+
+def _link_names(tally: Tally) -> list[str]:
+    planned = [name for name, *_ in tally.run.links] if tally.run else []
+    return list(dict.fromkeys([*planned, *(link for link, _ in tally.directions)]))
+
+
+def _link(tally: Tally, name: str) -> Json:
+    """Both directions, and the figures of the one that carried more as the link's own."""
+    directions = {source: d for (link, source), d in tally.directions.items() if link == name}
+    each = {source: _direction(tally, direction) for source, direction in directions.items()}
+    busiest = max(each, key=lambda source: each[source]["bytes"], default=None)
+    main = each[busiest] if busiest else dict.fromkeys(_DIRECTION_KEYS)
+    return {
+        "bytes": sum(direction["bytes"] for direction in each.values()),
+        **{key: main[key] for key in _DIRECTION_KEYS},
+        "busiest_source": busiest,
+        "directions": each,
+    }
+
+
+_DIRECTION_KEYS = ("mean_bps", "utilization", "configured_bps", "measured_bps", "measured_rtt_ms")
+
+
+def _direction(tally: Tally, direction: Direction) -> Json:
+    measured = direction.measured
+    return {
+        "bytes": direction.carried_bytes,
+        "packets": direction.carried_packets,
+        "dropped": direction.dropped_packets,
+        "mean_bps": _ratio(8 * direction.carried_bytes, tally.duration_s),
+        "peak_bps": direction.peak_bps,
+        "utilization": direction.utilization,
+        "configured_bps": direction.configured_bps,
+        "measured_bps": measured.measured_bps if measured else None,
+        "configured_rtt_ms": measured.configured_rtt_ms if measured else None,
+        "measured_rtt_ms": measured.measured_rtt_ms if measured else None,
+        "changes": direction.changes,
+        "worst_change_late_ms": 1e3 * direction.worst_late_s,
+    }
+
+
+def _engine(tally: Tally, engine: Engine) -> Json:
+    started = engine.started
+    return {
+        "role": started.role if started else None,
+        "datacenter": started.datacenter if started else None,
+        "netns": started.netns if started else None,
+        "pid": started.pid if started else None,
+        "busy_fraction": engine.busy_fraction(tally.started_s or 0.0),
+        "tokens": engine.tokens,
+        "died": engine.died.exit_status if engine.died else None,
+    }
+
+
+def _failures(tally: Tally) -> list[Json]:
+    causes = Counter(
+        (record.failure_stage, record.failure_reason)
+        for record in tally.requests.values()
+        if record.outcome == "failed"
+    )
+    return [
+        {"stage": stage, "reason": reason, "count": count}
+        for (stage, reason), count in causes.most_common(20)
+    ]
+
+
+def _in_ms(values: Iterable[float | None]) -> Iterable[float]:
+    return (1e3 * value for value in values if value is not None)
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else 1e3 * value_s
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None

@@ -1,0 +1,178 @@
+"""Everything a summary or a screen needs to know of a run, folded from its events, one by one.
+
+Memory grows with requests, links and engines, never with tokens or samples.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.percentiles import Samples
+from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
+
+_WORKING = ("running", "draining")
+_AFTERWARDS = ("verifying", "teardown", "done")
+
+
+class Tally:
+    """The state of a run after the events so far. The same events give the same tally, live or
+    read back from `events.jsonl`."""
+
+    def __init__(self) -> None:
+        self.run: ev.RunStarted | None = None
+        self.phase: ev.PhaseChanged | None = None
+        self.stage: Stage = "before"
+        self.policy: str | None = None
+        self.threshold_tokens: int | None = None
+        self.plans = 0
+        self.requests: dict[str, RequestRecord] = {}
+        self.outcomes: Counter[str] = Counter()
+        self.verified: Counter[str] = Counter()
+        self.routed = self.offloaded = self.emitted_tokens = 0
+        self.itl_ms = Samples()
+        self.directions: dict[tuple[str, str], Direction] = {}
+        self.engines: dict[str, Engine] = {}
+        self.machine = Machine()
+        self.started_s: float | None = None
+        self.ended_s: float | None = None
+
+    @classmethod
+    def of(cls, events: Iterable[ev.Event]) -> Tally:
+        """The tally of a whole stream, such as `read_events` gives."""
+        tally = cls()
+        for event in events:
+            tally.fold(event)
+        return tally
+
+    def fold(self, event: ev.Event) -> None:
+        """Take in one event."""
+        if isinstance(event, ev.RequestEvent):
+            self._fold_request(event)
+        elif (take := _FOLDS.get(type(event))) is not None:
+            take(self, event)
+
+    @property
+    def submitted(self) -> int:
+        """Requests asked for = completed + failed + in flight, always."""
+        return self.outcomes.total()
+
+    @property
+    def completed(self) -> int:
+        return self.outcomes["completed"]
+
+    @property
+    def failed(self) -> int:
+        return self.outcomes["failed"]
+
+    @property
+    def in_flight(self) -> int:
+        return self.outcomes["in flight"]
+
+    @property
+    def duration_s(self) -> float:
+        """From the workload's start to the end of its last request (so far)."""
+        if self.started_s is None or self.ended_s is None:
+            return 0.0
+        return max(0.0, self.ended_s - self.started_s)
+
+    def direction(self, link: str, source: str) -> Direction:
+        key = (link, source)
+        if key not in self.directions:
+            self.directions[key] = Direction(link=link, source=source)
+        return self.directions[key]
+
+    def engine(self, name: str) -> Engine:
+        if name not in self.engines:
+            self.engines[name] = Engine(name=name)
+        return self.engines[name]
+
+    def _fold_request(self, event: ev.RequestEvent) -> None:
+        record = self.requests.get(event.request_id)
+        if record is None:
+            record = self.requests[event.request_id] = RequestRecord(id=event.request_id)
+        before, was_routed, was_offloaded = _bucket(record), record.routed_s is not None, record.offloaded
+        record.fold(event)
+        if (after := _bucket(record)) != before:
+            self._rebucket(record, before, after)
+        match event:
+            case ev.TokensEmitted():
+                self.emitted_tokens += event.count
+            case ev.RequestRouted():
+                self.routed += not was_routed
+                self.offloaded += record.offloaded - was_offloaded
+            case ev.RequestVerified():
+                self.verified[event.outcome] += 1
+
+    def _rebucket(self, record: RequestRecord, before: str | None, after: str | None) -> None:
+        if before is not None:
+            self.outcomes[before] -= 1
+        if after is not None:
+            self.outcomes[after] += 1
+        if self.stage == "before":
+            self._begin(record.submitted_s or 0.0)
+        if record.ended_s is not None:
+            self.ended_s = max(record.ended_s, self.ended_s or 0.0)
+            if record.outcome == "completed":
+                self.itl_ms.extend(1e3 * gap for gap in record.gaps_s)
+            record.gaps_s = array("f")
+
+    def _begin(self, at_s: float) -> None:
+        self.stage, self.started_s = "during", at_s
+
+    def _started(self, event: ev.RunStarted) -> None:
+        self.run, self.policy, self.threshold_tokens = event, event.policy, event.threshold_tokens
+
+    def _phase(self, event: ev.PhaseChanged) -> None:
+        self.phase = event
+        if event.name in _WORKING and self.stage == "before":
+            self._begin(event.at_s)
+        elif event.name in _AFTERWARDS:
+            self.stage = "after"
+
+    def _plan(self, event: ev.PlanChanged) -> None:
+        self.policy, self.threshold_tokens = event.policy, event.threshold_tokens
+        self.plans += 1
+
+    def _link_measured(self, event: ev.LinkMeasured) -> None:
+        self.direction(event.link, event.source).measure(event)
+
+    def _link_sampled(self, event: ev.LinkSampled) -> None:
+        self.direction(event.link, event.source).sample(event, self.stage)
+
+    def _link_changed(self, event: ev.LinkChanged) -> None:
+        self.direction(event.link, event.source).change(event)
+
+    def _engine_started(self, event: ev.EngineStarted) -> None:
+        self.engine(event.engine).started = event
+
+    def _engine_died(self, event: ev.EngineDied) -> None:
+        self.engine(event.engine).died = event
+
+    def _engine_sampled(self, event: ev.EngineSampled) -> None:
+        self.engine(event.engine).sample(event, self.stage)
+
+    def _machine(self, event: ev.MachineSampled) -> None:
+        self.machine.sample(event, self.stage)
+
+
+def _bucket(record: RequestRecord) -> str | None:
+    return record.outcome if record.submissions else None
+
+
+_FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
+    ev.RunStarted: Tally._started,
+    ev.PhaseChanged: Tally._phase,
+    ev.PlanChanged: Tally._plan,
+    ev.LinkMeasured: Tally._link_measured,
+    ev.LinkSampled: Tally._link_sampled,
+    ev.LinkChanged: Tally._link_changed,
+    ev.EngineStarted: Tally._engine_started,
+    ev.EngineDied: Tally._engine_died,
+    ev.EngineSampled: Tally._engine_sampled,
+    ev.MachineSampled: Tally._machine,
+}
