@@ -1,0 +1,144 @@
+"""The `netem` shaper: the kernel's own emulation, on a veth pair between two gateways.
+
+Each end's egress is netem (delay, jitter, loss, reordering, duplication, corruption) with an htb class
+below it (rate, and the queue limit in bytes). netem has a rate of its own, but computes a packet's
+departure when it arrives: what is queued keeps the old rate after a change, and its limit counts packets.
+htb serves the queue at the rate of now, and, unlike tbf, a change does not refill its bucket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from dataclasses import dataclass, field
+
+from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric import interfaces, qdisc
+from prfaas_lab.fabric.netlink import Netlink
+from prfaas_lab.fabric.shape import Counters, LinkEnds, Shape
+from prfaas_lab.units import format_rate
+
+NETEM, HTB, HTB_CLASS = 0x10000, 0x20000, 0x20001
+FIFOS = (0x30000, 0x40000)
+UNLIMITED_BYTES = 64 * 2**20
+"""The queue limit where the spec gives neither rate nor queue."""
+
+
+@dataclass(slots=True)
+class _Direction:
+    netlink: Netlink
+    interface: int
+    fifo: int = 0
+    shape: Shape = field(default_factory=Shape)
+
+
+class NetemShaper:
+    """Every link is a veth pair; both ends are shaped by the kernel."""
+
+    name = "netem"
+
+    def __init__(self) -> None:
+        self._netlinks: dict[str, Netlink] = {}
+        self._directions: dict[tuple[str, str], _Direction] = {}
+        self._changing = threading.Lock()
+
+    def check(self, shape: Shape) -> None:
+        """Raises FabricError when the kernel cannot do what the shape asks."""
+        if shape.rate_bps is not None and shape.rate_bps > qdisc.UNSHAPED_BPS:
+            raise FabricError(
+                f"no kernel on one machine sends {format_rate(shape.rate_bps)}",
+                remedy="set a smaller scale, 0.001 turns 100Gbit into 100Mbit",
+            )
+
+    def attach(self, link: LinkEnds, forward: Shape, backward: Shape) -> None:
+        """Make the pair, shape both ends, then bring them up: no packet passes unshaped."""
+        self.check(forward)
+        self.check(backward)
+        one, other = link.ends
+        here = self._netlink(one.netns)
+        interfaces.add_veth(here, (one.netns, one.interface), (other.netns, other.interface))
+        for end, shape in zip(link.ends, (forward, backward), strict=True):
+            netlink = self._netlink(end.netns)
+            direction = _Direction(netlink, interfaces.index_of(netlink, end.interface))
+            self._directions[link.name, end.datacenter] = direction
+            _make(direction, shape)
+            interfaces.add_address(netlink, end.interface, end.address)
+            interfaces.set_up(netlink, end.interface)
+
+    def change(self, link: str, source: str, shape: Shape) -> float:
+        """One in-place change of one direction; the monotonic time at which it took effect.
+
+        What is queued drains at the new rate; what flies keeps its delay. A rate of 0 is an outage:
+        the queue is dropped and nothing enters, only what already flies still lands.
+        """
+        self.check(shape)
+        with self._changing:
+            direction = self._find(link, source)
+            _change(direction, shape)
+            return time.monotonic()
+
+    def counters(self, link: str, source: str) -> Counters:
+        """Totals of one direction since `attach`, from the qdisc's statistics."""
+        direction = self._find(link, source)
+        for stats in qdisc.queue_stats(direction.netlink):
+            if stats.interface == direction.interface and stats.handle == NETEM:
+                return Counters(
+                    bytes_total=stats.bytes_total,
+                    packets_total=stats.packets_total,
+                    dropped_total=stats.dropped_total,
+                    backlog_bytes=stats.backlog_bytes,
+                )
+        raise FabricError("the shaping of this direction is gone", where=f"{link} from {source}")
+
+    def close(self) -> None:
+        """Let go of the namespaces; the links go with them."""
+        for netlink in self._netlinks.values():
+            netlink.close()
+        self._netlinks.clear()
+        self._directions.clear()
+
+    def _netlink(self, netns: str) -> Netlink:
+        if netns not in self._netlinks:
+            self._netlinks[netns] = Netlink(netns)
+        return self._netlinks[netns]
+
+    def _find(self, link: str, source: str) -> _Direction:
+        with contextlib.suppress(KeyError):
+            return self._directions[link, source]
+        raise FabricError(f"there is no link {link!r} with source {source!r}", where="netem shaper")
+
+
+def _make(direction: _Direction, shape: Shape) -> None:
+    netlink, interface = direction.netlink, direction.interface
+    qdisc.add_netem(netlink, interface, NETEM, _passing(shape))
+    qdisc.add_htb(netlink, interface, HTB, parent=NETEM | 1)
+    qdisc.set_htb_rate(netlink, interface, HTB, shape.rate_bps or None, new=True)
+    qdisc.graft_bfifo(netlink, interface, FIFOS[0], HTB_CLASS, _limit_bytes(shape))
+    direction.shape = shape
+
+
+def _change(direction: _Direction, shape: Shape) -> None:
+    """Touch only what differs, so that a change of rate is one request."""
+    netlink, interface, old = direction.netlink, direction.interface, direction.shape
+    if _passing(shape) != _passing(old):
+        qdisc.change_netem(netlink, interface, NETEM, _passing(shape))
+    if shape.rate_bps != old.rate_bps and shape.rate_bps != 0:
+        qdisc.set_htb_rate(netlink, interface, HTB, shape.rate_bps, new=False)
+    if shape.rate_bps == 0 and old.rate_bps != 0:
+        direction.fifo = 1 - direction.fifo  # a fresh queue: what waited is lost
+        qdisc.graft_bfifo(netlink, interface, FIFOS[direction.fifo], HTB_CLASS, _limit_bytes(shape))
+    elif _limit_bytes(shape) != _limit_bytes(old):
+        qdisc.graft_bfifo(netlink, interface, FIFOS[direction.fifo], HTB_CLASS, _limit_bytes(shape))
+    direction.shape = shape
+
+
+def _passing(shape: Shape) -> Shape:
+    """What netem is told: everything but rate and queue; in an outage it loses every packet."""
+    lost = 1.0 if shape.rate_bps == 0 else shape.loss
+    return dataclasses.replace(shape, rate_bps=None, queue_bytes=None, loss=lost)
+
+
+def _limit_bytes(shape: Shape) -> int:
+    return shape.limit_bytes or UNLIMITED_BYTES

@@ -1,0 +1,135 @@
+"""The address plan: which namespaces, interfaces, addresses and routes a topology needs. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from dataclasses import dataclass
+
+from prfaas_lab.fabric.shape import LinkEnd, LinkEnds, Shape
+from prfaas_lab.spec.topology import Topology
+
+LAN_INTERFACE = "lan0"
+ENGINE_INTERFACE = "eth0"
+LAN_PREFIX = 16
+_LANS = ipaddress.IPv4Address("10.64.0.0")
+_WANS = ipaddress.IPv4Address("10.63.0.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A gateway or an engine: where it lives and how it is reached."""
+
+    name: str
+    datacenter: str
+    netns: str | None
+    """Its network namespace; None under the relay, where all share the machine's own."""
+    address: str
+    """IPv4 address that it listens on, without prefix length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A way from a gateway to another datacenter's LAN."""
+
+    network: str
+    via: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One datacenter on the machine."""
+
+    gateway: Node
+    engines: tuple[Node, ...]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that will be made, decided before anything is."""
+
+    sites: dict[str, Site]
+    links: tuple[LinkEnds, ...]
+    window_bytes: int
+    """What a socket must be able to hold so that one stream fills the longest path."""
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """Engines and gateways by name; a gateway has the name of its datacenter."""
+        return {node.name: node for site in self.sites.values() for node in (site.gateway, *site.engines)}
+
+
+def plan(topology: Topology, prefix: str, shapes: dict[tuple[str, str], Shape]) -> Plan:
+    """Where everything goes: LANs are 10.(64+i).0.0/16 with the gateway first, links 10.63.x.y/30."""
+    links = tuple(_ends(topology, name, i, prefix) for i, name in enumerate(topology.links))
+    lans = {name: _LANS + (i << 16) for i, name in enumerate(topology.datacenters)}
+    sites = {name: _site(topology, name, prefix, lans, {link.name: link for link in links}) for name in lans}
+    return Plan(sites=sites, links=links, window_bytes=window_bytes(topology, shapes))
+
+
+def window_bytes(topology: Topology, shapes: dict[tuple[str, str], Shape]) -> int:
+    """Twice the largest bandwidth-delay product of any path, queues included, within 4-256 MiB."""
+    largest = 0.0
+    for source in topology.datacenters:
+        for destination in topology.datacenters:
+            hops = directions(topology, source, destination) + directions(topology, destination, source)
+            delay_s = sum(shapes[hop].delay_s + shapes[hop].jitter_s for hop in hops)
+            rates = [rate for hop in hops if (rate := shapes[hop].rate_bps)]
+            largest = max(largest, (min(rates) if rates else 10e9) * (delay_s + 0.02) / 8)
+    return min(max(math.ceil(2 * largest), 4 * 2**20), 256 * 2**20)
+
+
+def directions(topology: Topology, source: str, destination: str) -> tuple[tuple[str, str], ...]:
+    """The (link, source) directions that packets take between two datacenters; () if there is no way."""
+    try:
+        path = topology.path(source, destination)
+    except LookupError:
+        return ()
+    hops, here = [], source
+    for name in path:
+        hops.append((name, here))
+        here = _far_end(topology, name, here)
+    return tuple(hops)
+
+
+def _site(
+    topology: Topology, name: str, prefix: str, lans: dict[str, ipaddress.IPv4Address],
+    links: dict[str, LinkEnds],
+) -> Site:  # fmt: skip
+    def node(called: str, host: int) -> Node:
+        netns = f"{prefix}{called}"
+        return Node(name=called, datacenter=name, netns=netns, address=str(lans[name] + host))
+
+    routes = []
+    for other, lan in lans.items():
+        hops = directions(topology, name, other)
+        if hops:
+            far = next(end for end in links[hops[0][0]].ends if end.datacenter != name)
+            routes.append(Route(network=f"{lan}/{LAN_PREFIX}", via=far.address.partition("/")[0]))
+    engines = topology.engine_names(name)
+    return Site(
+        gateway=node(name, 1),
+        engines=tuple(node(engine, 2 + i) for i, engine in enumerate(engines)),
+        routes=tuple(routes),
+    )
+
+
+def _ends(topology: Topology, name: str, index: int, prefix: str) -> LinkEnds:
+    one, other = topology.links[name].between
+    first = _WANS + 4 * index + 1
+
+    def end(datacenter: str, offset: int) -> LinkEnd:
+        return LinkEnd(
+            datacenter=datacenter,
+            netns=f"{prefix}{datacenter}",
+            interface=f"wan{index}",
+            address=f"{first + offset}/30",
+        )
+
+    return LinkEnds(name=name, ends=(end(one, 0), end(other, 1)))
+
+
+def _far_end(topology: Topology, link: str, near: str) -> str:
+    one, other = topology.links[link].between
+    return other if near == one else one

@@ -1,0 +1,120 @@
+"""What this machine can do, found by trying, and which shaper that allows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric import interfaces, namespaces, qdisc
+from prfaas_lab.fabric.netlink import Netlink
+from prfaas_lab.fabric.shape import Shape
+
+SHAPERS = ("netem", "tun", "relay")
+"""Best first."""
+REMEDY = "`vagrant up` gives a kernel with everything; `prfaas-lab doctor` says what is missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What was tried, and why it failed (an empty text: it works)."""
+
+    root: bool
+    netns: str
+    veth: str
+    bridge: str
+    netem: str
+    htb: str
+    ifb: str
+    tun: str
+
+    def missing(self, shaper: str) -> str:
+        """Why a shaper cannot be used here; empty when it can."""
+        needs = {
+            "netem": (self.netns, self.veth, self.bridge, self.netem, self.htb),
+            "tun": (self.netns, self.veth, self.bridge, self.tun),
+            "relay": (),
+        }
+        return "; ".join(filter(None, needs[shaper]))
+
+
+def probe() -> Probe:
+    """Try everything in a throwaway namespace, which is gone afterwards."""
+    root = os.geteuid() == 0
+    try:
+        with _throwaway() as netns, Netlink(netns) as netlink:
+            return Probe(
+                root=root,
+                netns="",
+                veth=_trouble(lambda: _try_veth(netlink, netns)),
+                bridge=_trouble(lambda: interfaces.add_link(netlink, "b0", "bridge")),
+                netem=_trouble(lambda: _try_netem(netlink)),
+                htb=_trouble(lambda: _try_htb(netlink)),
+                ifb=_trouble(lambda: interfaces.add_link(netlink, "i0", "ifb")),
+                tun=_trouble(lambda: namespaces.call_in(netns, _try_tun)),
+            )
+    except (FabricError, OSError) as error:
+        no = f"no network namespaces ({error})"
+        return Probe(root=root, netns=no, veth=no, bridge=no, netem=no, htb=no, ifb=no, tun=no)
+
+
+def choose_shaper(found: Probe, wanted: str = "auto") -> tuple[str, str]:
+    """(shaper, reason in words). Raises FabricError when the wanted one cannot be had."""
+    if wanted != "auto":
+        if wanted not in SHAPERS:
+            raise FabricError(f"there is no shaper {wanted!r}", remedy=f"use auto, {', '.join(SHAPERS)}")
+        if trouble := found.missing(wanted):
+            raise FabricError(f"the {wanted} shaper cannot be used: {trouble}", remedy=REMEDY)
+        return wanted, "as asked"
+    best = next(shaper for shaper in SHAPERS if not found.missing(shaper))
+    passed_over = [f"{name}: {found.missing(name)}" for name in SHAPERS[: SHAPERS.index(best)]]
+    return best, "; ".join(passed_over) or "the kernel has all of it"
+
+
+@contextlib.contextmanager
+def _throwaway() -> Iterator[str]:
+    name = f"pl-probe-{secrets.token_hex(4)}"
+    namespaces.create(name)
+    try:
+        yield name
+    finally:
+        namespaces.delete(name)
+
+
+def _trouble(attempt: Callable[[], None]) -> str:
+    try:
+        attempt()
+    except (FabricError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _try_veth(netlink: Netlink, netns: str) -> None:
+    interfaces.add_veth(netlink, (netns, "v0"), (netns, "v1"))
+
+
+def _try_netem(netlink: Netlink) -> None:
+    qdisc.add_netem(netlink, interfaces.index_of(netlink, "v0"), 0x10000, Shape(delay_s=0.001))
+
+
+def _try_htb(netlink: Netlink) -> None:
+    interface = interfaces.index_of(netlink, "v1")
+    qdisc.add_htb(netlink, interface, 0x10000)
+    qdisc.set_htb_rate(netlink, interface, 0x10000, 1e6, new=True)
+    qdisc.graft_bfifo(netlink, interface, 0x20000, 0x10001, 65536)
+
+
+def _try_tun() -> None:
+    import fcntl
+    import struct
+
+    device = Path("/dev/net/tun")
+    try:
+        with device.open("r+b", buffering=0) as tun:
+            fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"t0", 0x1001))  # TUNSETIFF: TUN, NO_PI
+    except OSError as error:
+        raise OSError(f"{device}: {error.strerror}") from error
