@@ -12,14 +12,15 @@ from functools import cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from prfaas_lab.errors import LabError, SpecError
+from prfaas_lab.spec.document import parse_document
+from prfaas_lab.spec.problems import validate
 from prfaas_lab.spec.quantities import Duration, Size, Tokens
 from prfaas_lab.spec.topology import Spec
 
@@ -143,13 +144,10 @@ class Profile(Spec):
 
 def read_profile(text: str, where: str) -> Profile:
     """A profile from YAML. Raises SpecError with every mistake at once."""
-    try:
-        return Profile.model_validate(_with_one_source(yaml.safe_load(text)))
-    except yaml.YAMLError as error:
-        raise SpecError([f"{where}: not YAML: {error}"]) from error
-    except ValidationError as error:
-        problems = [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SpecError(problems) from error
+    profile, problems = validate(Profile, parse_document(text, where))
+    if problems or profile is None:
+        raise SpecError([str(problem) for problem in problems])
+    return profile
 
 
 @cache
@@ -179,20 +177,6 @@ def _suggestion(hardware: str) -> str:
     known = {name.lower(): name for name in shipped_profiles()}
     near = get_close_matches(hardware.lower(), known, n=1)
     return f"did you mean {known[near[0]]!r}?" if near else f"have: {', '.join(known.values())}"
-
-
-def _with_one_source(raw: Any) -> Any:
-    """Lets a file state `source:` once at the top for all curves that do not state their own."""
-    if not isinstance(raw, dict) or "source" not in raw:
-        return raw
-    shared, body = raw["source"], {key: value for key, value in raw.items() if key != "source"}
-    curves = [body.get("prefill"), body.get("kvcache")]
-    if isinstance(body.get("decode"), dict):
-        curves.append(body["decode"].get("step"))
-    for curve in curves:
-        if isinstance(curve, dict):
-            curve.setdefault("source", shared)
-    return body
 
 
 def _line(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
