@@ -21,6 +21,8 @@ MAX_BYTES = 2**20
 MAX_NODES = 100_000
 MAX_DEPTH = 40
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 PathInFile = tuple[str | int, ...]
 """Where a value is within a file: `("links", "wan", "between", 0)`."""
 
@@ -172,6 +174,8 @@ class _Reading:
             raise Unreadable(self.file, f"grows beyond {MAX_NODES} values (use fewer YAML aliases)", line)
         if len(path) > MAX_DEPTH:
             raise Unreadable(self.file, f"is nested too deeply (at most {MAX_DEPTH} levels)", line)
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+            self._add(line, path, _meaningless(node.tag))
         if isinstance(node, yaml.MappingNode):
             return self._section(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -211,11 +215,15 @@ class _Reading:
                 return float(text)
             case "str":
                 return text
-        self._add(node.start_mark.line + 1, path, f"the YAML tag {node.tag!r} means nothing here (drop it)")
+        self._add(node.start_mark.line + 1, path, _meaningless(node.tag))
         return text
 
     def _add(self, line: int, path: PathInFile, text: str) -> None:
         self.problems.append(Problem(self.file, line, shown_path(path), text))
+
+
+def _meaningless(tag: str) -> str:
+    return f"the YAML tag {tag.replace('tag:yaml.org,2002:', '!!')} means nothing here (drop it)"
 
 
 def _friendly(error: yaml.MarkedYAMLError) -> str:
@@ -226,5 +234,6 @@ def _friendly(error: yaml.MarkedYAMLError) -> str:
         return "a second document starts here (one file, one document: drop the ---)"
     if "undefined alias" in problem:
         return f"is not YAML: {problem} (define it with & first)"
+    problem = re.sub(r"'<(.*?)>'", r"a \1", problem)
     context = f"{error.context}, " if error.context else ""
     return f"is not YAML: {context}{problem} (check indentation, colons and quotes)"

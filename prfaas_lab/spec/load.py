@@ -168,7 +168,7 @@ def _missing_traces(document: Document) -> Iterator[Problem]:
         if isinstance(file, str) and file:
             trace = Path(document.file).parent / Path(file).expanduser()
             if not trace.is_file():
-                yield document.problem((*path, "bandwidth", "file"), _no_file(trace, "*"))
+                yield document.problem((*path, "bandwidth", "file"), _no_file(trace, f"*{trace.suffix}"))
 
 
 def _no_file(path: Path, pattern: str) -> str:

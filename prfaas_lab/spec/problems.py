@@ -145,14 +145,15 @@ def _say(model: type[BaseModel], document: Document, detail: ErrorDetails) -> li
     error = detail.get("ctx", {}).get("error")
     if isinstance(error, Misfit):
         return [document.problem((*path, *below), text) for below, text in error.problems]
-    return [document.problem(path, _text(model, document.root, path, detail))]
+    text = _text(model, document.root, path, detail)
+    return [document.problem(path[:-1] if detail["type"] == "missing" else path, text)]
 
 
 def _text(model: type[BaseModel], root: Section, path: PathInFile, detail: ErrorDetails) -> str:
     kind, value, ctx = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "missing":
         if path and isinstance(path[-1], int):
-            return "has too few items (give one more)"
+            return f"item {path[-1] + 1} is missing (give it too)"
         return f"missing key {path[-1]!r} (add {_example(_field(model, root, path), str(path[-1]))})"
     if kind == "union_tag_not_found" and isinstance(value, Mapping):
         return f"missing key 'kind' (write kind: {_one_of(_kinds(_arms(model, root, path)))})"
@@ -169,11 +170,11 @@ def _text(model: type[BaseModel], root: Section, path: PathInFile, detail: Error
     if kind in _TEXTS:
         return f"{_quoted(value)} {_TEXTS[kind]}"
     if kind in _BOUNDS:
-        return f"{_quoted(value)} {_BOUNDS[kind].format(**ctx)}"
+        return f"{_quoted(_at(root, path))} {_BOUNDS[kind].format(**ctx)}"
     if kind == "too_long":
-        return f"has {ctx['actual_length']} items (at most {ctx['max_length']})"
+        return f"has {_items(ctx['actual_length'])} (give at most {ctx['max_length']})"
     if kind == "too_short":
-        return f"is too short (give at least {ctx['min_length']})"
+        return f"has {_items(ctx['actual_length'])} (give at least {ctx['min_length']})"
     if kind == "literal_error":
         return f"{_quoted(value)} is not known here (write {str(ctx['expected']).replace(chr(39), '')})"
     return detail["msg"].removeprefix("Value error, ")
@@ -212,7 +213,11 @@ def _example(field: FieldInfo | None, key: str) -> str:
         return f"{key}: {_one_of(get_args(field.annotation))}"
     if field.examples:
         return f"{key}: {field.examples[0]}"
-    return f"{key}: ..., {field.description}" if field.description else f"{key}: ..."
+    return f"{key}: ..., that is: {field.description}" if field.description else f"{key}: ..."
+
+
+def _items(count: int) -> str:
+    return "no items" if count == 0 else "1 item" if count == 1 else f"{count} items"
 
 
 def _one_of(words: Iterable[Any]) -> str:

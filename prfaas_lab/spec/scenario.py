@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 from prfaas_lab.spec.quantities import (
@@ -39,6 +48,11 @@ class LogNormal(Spec):
         if not 0 < self.min < self.max:
             text = f"min {self.min} and max {self.max} leave no range (need 0 < min < max)"
             raise Misfit((["min"], text))
+        middle = math.exp(self.mu) if self.mu < 700 else math.inf
+        nearest = math.log(min(max(middle, self.min), self.max))
+        if abs(nearest - self.mu) > 8 * self.sigma:
+            text = f"is the mean of ln(tokens): {self.min} to {self.max} is out of reach (for 400 write 6.0)"
+            raise Misfit((["mu"], text))
         return self
 
 
@@ -203,14 +217,14 @@ class MahimahiTrace(Spec):
     """A mahimahi packet-delivery trace: one millisecond timestamp per 1500-byte slot, looping."""
 
     kind: Literal["mahimahi"]
-    file: Annotated[str, Field(min_length=1)] = Field(description="path, relative to this file")
+    file: Annotated[str, Field(min_length=1)] = Field(description="a path relative to this file")
 
 
 class CsvTrace(Spec):
     """A CSV of (seconds, bits per second), held between rows, looping after the last."""
 
     kind: Literal["csv"]
-    file: Annotated[str, Field(min_length=1)] = Field(description="path, relative to this file")
+    file: Annotated[str, Field(min_length=1)] = Field(description="a path relative to this file")
 
 
 Bandwidth = Annotated[
@@ -232,8 +246,15 @@ def _is_tcp(value: Any) -> str:
     return "<tcp>" if value == "tcp" else "<rate>"
 
 
+def _rate_or_tcp(value: Any) -> Any:
+    if isinstance(value, str) and not any(character.isdigit() for character in value):
+        raise ValueError(f"{value[:40]!r} is neither a rate nor tcp (write 10Gbit, or tcp)")
+    return value
+
+
 CrossTraffic = Annotated[
-    Annotated[Rate, Tag("<rate>")] | Annotated[Literal["tcp"], Tag("<tcp>")], Discriminator(_is_tcp)
+    Annotated[Rate, BeforeValidator(_rate_or_tcp), Tag("<rate>")] | Annotated[Literal["tcp"], Tag("<tcp>")],
+    Discriminator(_is_tcp),
 ]
 """Traffic that competes for a link: UDP at a rate, or greedy TCP."""
 
@@ -255,12 +276,22 @@ class Event(Spec):
 
     @model_validator(mode="after")
     def _one_trigger_and_one_effect(self) -> Event:
-        triggers = [self.at is not None, self.after_requests is not None, self.during_transfer]
-        if sum(triggers) != 1:
-            raise ValueError("needs one trigger (set at:, after_requests: or during_transfer: true)")
-        if sum(effect is not None for effect in (self.set, self.outage, self.cross_traffic)) != 1:
-            raise ValueError("needs one effect (set set:, outage: or cross_traffic:)")
+        given = {key for key, value in self if value is not None and value is not False}
+        _exactly_one("trigger", ("at:", "after_requests:", "during_transfer: true"), given)
+        _exactly_one("effect", ("set:", "outage:", "cross_traffic:"), given)
+        if self.set is not None and not self.set.model_fields_set:
+            raise Misfit((["set"], "changes nothing (give at least one of rate:, delay:, loss:, ...)"))
+        if self.outage is not None and self.lasts is not None:
+            raise Misfit((["lasts"], "an outage has its own length (drop lasts:)"))
         return self
+
+
+def _exactly_one(what: str, keys: tuple[str, ...], given: Set[str]) -> None:
+    found = [key for key in keys if key.partition(":")[0] in given]
+    if not found:
+        raise Misfit(((), f"no {what} (set {keys[0]}, {keys[1]} or {keys[2]})"))
+    if len(found) > 1:
+        raise Misfit(((), f"more than one {what} (keep one of {' and '.join(found)})"))
 
 
 # -- engines, policy, checks -------------------------------------------------------------------
@@ -309,9 +340,15 @@ def _is_auto(value: Any) -> str:
     return "<auto>" if value == "auto" else "<count>"
 
 
+def _number_or_auto(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"{value[:40]!r} is neither a whole number nor auto (write 4, or auto)")
+    return value
+
+
+_ConnectionCount = Annotated[Count, BeforeValidator(_number_or_auto), Field(gt=0, le=256)]
 Connections = Annotated[
-    Annotated[Annotated[Count, Field(gt=0, le=256)], Tag("<count>")]
-    | Annotated[Literal["auto"], Tag("<auto>")],
+    Annotated[_ConnectionCount, Tag("<count>")] | Annotated[Literal["auto"], Tag("<auto>")],
     Discriminator(_is_auto),
 ]
 

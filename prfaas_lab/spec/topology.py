@@ -91,7 +91,7 @@ class Link(Impairment):
     """A path between two datacenters. The top keys hold for both directions; `forward` (first to
     second of `between`) and `backward` override them for one."""
 
-    between: tuple[Name, Name] = Field(description="the two datacenters it joins")
+    between: tuple[Name, Name] = Field(description="the two datacenters it joins", examples=["[east, west]"])
     forward: Impairment = Impairment()
     backward: Impairment = Impairment()
 
@@ -121,7 +121,7 @@ class Datacenter(Spec):
     role: Literal["prfaas", "local"] = Field(
         description="prfaas: prefills for others; local: prefills and decodes"
     )
-    engines: Engines
+    engines: Engines = Field(description="how many engines of each role", examples=["{prefill: 1}"])
     hardware: str | None = Field(default=None, description="profile of one engine, for paced engines")
     intra: Impairment = Field(
         default=Impairment(), description="links between an engine and its gateway; unshaped when unset"
