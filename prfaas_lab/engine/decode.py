@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from prfaas_lab.engine.executor import DecodeExecutor
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
@@ -21,11 +22,13 @@ class _Sequence:
     output_tokens: int
     reserved_bytes: int
     incoming: IncomingCache | None
-    on_restored: Callable[[], None] = lambda: None
     first_token: int = -1
     produced: int = 0
     gone: bool = False
-    ready: asyncio.Queue[int | Exception] = field(default_factory=asyncio.Queue)
+    ready: asyncio.Queue[int | Exception] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ready = asyncio.Queue(self.output_tokens + 1)
 
     @property
     def finished(self) -> bool:
@@ -36,8 +39,9 @@ class _Sequence:
         self.ready.put_nowait(token)
 
     def fail(self, reason: Exception) -> None:
-        self.gone = True
-        self.ready.put_nowait(reason)
+        if not self.finished:
+            self.gone = True
+            self.ready.put_nowait(reason)
 
 
 class DecodeEngine:
@@ -73,11 +77,15 @@ class DecodeEngine:
         self._group.create_task(self._serve(), name="decode")
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._closed = True
         self._wake.set()
+        if kind is not asyncio.CancelledError:  # a group would wrap the caller's error in its own
+            kind = error = trace = None
         try:
-            await self._group.__aexit__(None, None, None)
+            await self._group.__aexit__(kind, error, trace)
         finally:
             await self._executor.close()
 
@@ -127,14 +135,16 @@ class DecodeEngine:
         engine. However it ends, the request's row and memory are free afterwards.
         """
         sequence = self._complete(request_id)
-        sequence.first_token, sequence.on_restored = first_token, on_restored
+        sequence.first_token = first_token
         try:
             self._waiting.append(sequence)
             self._wake.set()
-            for _ in range(sequence.output_tokens):
+            for index in range(sequence.output_tokens):
                 token = await sequence.ready.get()
                 if isinstance(token, Exception):
                     raise token
+                if index == 0:
+                    on_restored()
                 self._tokens += 1
                 yield token
         finally:
@@ -203,7 +213,6 @@ class DecodeEngine:
             sequence.fail(_failed("restoring the KVCache", sequence, error))
             return
         self._running[sequence.request_id] = sequence
-        sequence.on_restored()
         sequence.give(sequence.first_token)
 
     async def _step(self) -> None:

@@ -7,7 +7,7 @@ hardware profile). All methods are called from the event loop, one at a time per
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from prfaas_lab.model.buffers import IncomingCache
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
@@ -19,11 +19,14 @@ Emit = Callable[[SegmentKey, memoryview], None]
 class PrefillExecutor(Protocol):
     layout: CacheLayout
 
-    async def prefill(self, prompt: Sequence[int], emit: Emit) -> int:
+    async def prefill(
+        self, prompt: Sequence[int], emit: Emit, *, start_tokens: int = 0, cache: Any = None
+    ) -> int:
         """Compute a prompt chunk by chunk; the first output token.
 
-        Every segment is emitted as soon as its layer has it, and all of them before this returns.
-        When cancelled, or when `emit` raises, computing stops at the next layer or chunk.
+        `cache` holds the first `start_tokens` already, a chunk boundary, and is extended in place.
+        Every segment is emitted as soon as its layer has it, cached ones first, and all of them
+        before this returns. When cancelled, or when `emit` raises, computing stops at the next layer.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
@@ -13,8 +14,12 @@ from prfaas_lab.errors import EngineError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillJob:
+    """A prompt, and what of it is cached: `cache` is the executor's own kind, holding `start_tokens`."""
+
     request_id: str
     prompt: tuple[int, ...]
+    start_tokens: int = 0
+    cache: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +88,14 @@ class PrefillEngine:
         started_at = self._clock()
         on_started()
         with self._busy:
-            first_token = await self._executor.prefill(job.prompt, emit)
-        self._tokens += len(job.prompt)
+            first_token = await self._executor.prefill(
+                job.prompt, emit, start_tokens=job.start_tokens, cache=job.cache
+            )
+        computed_tokens = len(job.prompt) - job.start_tokens
+        self._tokens += computed_tokens
         return PrefillResult(
             first_token=first_token,
-            computed_tokens=len(job.prompt),
+            computed_tokens=computed_tokens,
             started_at=started_at,
             finished_at=self._clock(),
         )

@@ -7,12 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from prfaas_lab.engine.executor import Emit
+from prfaas_lab.errors import EngineError
 from prfaas_lab.model.buffers import IncomingCache, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.model.torch_batch import DecodeBatch
@@ -28,10 +30,6 @@ _SWITCH_INTERVAL_S = 0.001
 T = TypeVar("T")
 
 
-class Stopped(Exception):
-    """The prefill was given up: its caller has gone, or could not take a segment."""
-
-
 class TorchPrefill:
     """Prefill on the real model. `outgoing` may alter segments on their way out (tests corrupt)."""
 
@@ -39,41 +37,30 @@ class TorchPrefill:
         self.layout = layout
         self._model, self._outgoing = model, outgoing
         self._thread = _Worker("prefill")
+        self._handover: _Handover | None = None
 
-    async def prefill(self, prompt: Sequence[int], emit: Emit) -> int:
-        handover = _Handover(asyncio.get_running_loop(), emit)
+    async def prefill(
+        self, prompt: Sequence[int], emit: Emit, *, start_tokens: int = 0, cache: DynamicCache | None = None
+    ) -> int:
+        assert 0 <= start_tokens < len(prompt), "the last token of a prompt is always computed"
+        assert (cache is not None) == (start_tokens > 0), "cached tokens come with their cache"
+        cache = new_cache(self._model) if cache is None else cache
+        self._handover = handover = _Handover(asyncio.get_running_loop(), emit, self._outgoing)
+        job = _Prefill(self._model, self.layout, tuple(prompt), cache, handover)
         try:
-            return await self._thread.run(lambda: self._compute(prompt, handover))
+            first_token = await self._thread.run(lambda: job.compute(start_tokens))
         except Stopped:
-            if handover.failure is not None:
-                raise handover.failure from None
-            raise
+            raise handover.failure or EngineError("the prefill engine was closed") from None
         finally:
             handover.stopped.set()
+        if handover.failure is not None:
+            raise handover.failure
+        return first_token
 
     async def close(self) -> None:
+        if self._handover is not None:
+            self._handover.stopped.set()
         await self._thread.close()
-
-    @torch.inference_mode()
-    def _compute(self, prompt: Sequence[int], handover: _Handover) -> int:
-        cache = new_cache(self._model)
-        span = (0, 0)
-
-        def export(layer: int) -> None:
-            for key, segment in chunk_segments(cache, self.layout, layer, span):
-                handover.put(key, self._altered(key, segment))
-            if span[1] == len(prompt):
-                for key, segment in state_segments(cache, self.layout, layer, len(prompt)):
-                    handover.put(key, self._altered(key, segment))
-
-        logits = torch.empty(0)
-        with _AfterEachLayer(self._model, export):
-            for span in chunk_spans(len(prompt), self.layout.chunk_tokens):
-                logits = forward(self._model, cache, prompt[span[0] : span[1]])
-        return int(logits.argmax())
-
-    def _altered(self, key: SegmentKey, segment: memoryview) -> memoryview:
-        return segment if self._outgoing is None else self._outgoing(key, segment)
 
 
 class TorchDecode:
@@ -116,22 +103,28 @@ class _Worker:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def close(self) -> None:
-        """Waits for what runs now; what still queues is dropped."""
-        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        """Waits for what runs, which was told to stop."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+
+class Stopped(Exception):
+    """The prefill was given up: its caller has gone, or could not take a segment."""
 
 
 class _Handover:
     """Segments from the computing thread to `emit` on the loop, in order."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Emit) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Emit, outgoing: Filter | None) -> None:
         self.stopped = threading.Event()
-        self.failure: BaseException | None = None
-        self._loop, self._emit = loop, emit
+        self.failure: Exception | None = None
+        self._loop, self._emit, self._outgoing = loop, emit, outgoing
 
     def put(self, key: SegmentKey, segment: memoryview) -> None:
         """In the computing thread. Raises `Stopped` when nobody wants more."""
         if self.stopped.is_set():
             raise Stopped
+        if self._outgoing is not None:
+            segment = self._outgoing(key, segment)
         self._loop.call_soon_threadsafe(self._deliver, key, segment)
 
     def _deliver(self, key: SegmentKey, segment: memoryview) -> None:
@@ -139,9 +132,42 @@ class _Handover:
             return
         try:
             self._emit(key, segment)
-        except BaseException as error:
+        except Exception as error:
             self.failure = error
             self.stopped.set()
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """One prompt, in the computing thread."""
+
+    model: PreTrainedModel
+    layout: CacheLayout
+    prompt: tuple[int, ...]
+    cache: DynamicCache
+    handover: _Handover
+    span: tuple[int, int] = (0, 0)
+
+    @torch.inference_mode()
+    def compute(self, start_tokens: int) -> int:
+        chunk_tokens = self.layout.chunk_tokens
+        for span in chunk_spans(start_tokens, chunk_tokens):
+            self.span = span
+            for layer in range(len(self.layout.layers)):
+                self._export(layer)
+        logits = torch.empty(0)
+        with _AfterEachLayer(self.model, self._export):
+            for span in chunk_spans(len(self.prompt), chunk_tokens, start=start_tokens):
+                self.span = span
+                logits = forward(self.model, self.cache, self.prompt[slice(*span)])
+        return int(logits.argmax())
+
+    def _export(self, layer: int) -> None:
+        for key, segment in chunk_segments(self.cache, self.layout, layer, self.span):
+            self.handover.put(key, segment)
+        if self.span[1] == len(self.prompt):
+            for key, segment in state_segments(self.cache, self.layout, layer, len(self.prompt)):
+                self.handover.put(key, segment)
 
 
 class _AfterEachLayer:

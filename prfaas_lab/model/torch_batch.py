@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
@@ -28,7 +29,7 @@ class DecodeBatch:
         self._last: list[int] = []
         self._lengths: list[int] = []
         self._cache = new_cache(model)
-        self._cache.layers = [_row_layer(layer, max_rows) for layer in self._cache.layers]
+        self._forget()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -53,11 +54,13 @@ class DecodeBatch:
         if row != last:
             for layer in self._cache.layers:
                 if isinstance(layer, _Rows | _States):
-                    layer.move(last, row)
+                    layer.move(last, row, self._lengths[last])
         columns: tuple[list[Any], ...] = (self._keys, self._lengths, self._last)
         for column in columns:
             column[row] = column[last]
             column.pop()
+        if not self._keys:
+            self._forget()
 
     @torch.inference_mode()
     def step(self) -> dict[Any, int]:
@@ -79,6 +82,11 @@ class DecodeBatch:
         self._lengths = [length + 1 for length in self._lengths]
         return dict(zip(self._keys, self._last, strict=True))
 
+    def _forget(self) -> None:
+        """Start with no memory; a batch that ran empty gives back what its longest sequence took."""
+        layers: list[Any] = new_cache(self._model).layers
+        self._cache.layers = [_row_layer(layer, self._max_rows) for layer in layers]
+
 
 class _Rows(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of all rows, [rows, heads, capacity, dim]; a step appends at each row's end."""
@@ -93,18 +101,17 @@ class _Rows(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def put(self, row: int, layer: Any) -> None:
         tokens = layer.keys.shape[-2]
-        self._reserve(tokens, layer)
+        self._reserve(tokens, row, layer)
         for memory, tensor in zip(self._memory, (layer.keys, layer.values), strict=True):
             memory[row, :, :tokens] = tensor[0]
 
-    def move(self, source: int, target: int) -> None:
-        length = int(self._lengths[source]) + 1 if source < len(self._lengths) else None
+    def move(self, source: int, target: int, tokens: int) -> None:
         for memory in self._memory:
-            memory[target, :, :length] = memory[source, :, :length]
+            memory[target, :, :tokens] = memory[source, :, :tokens]
 
     def open(self, lengths: torch.Tensor, width: int) -> None:
         self._lengths, self._width = lengths, width
-        self._reserve(width, None)
+        self._reserve(width, len(lengths), None)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -118,20 +125,22 @@ class _Rows(DynamicLayer):  # type: ignore[no-untyped-call]
     def get_seq_length(self) -> int:
         return self._width - 1
 
-    def _reserve(self, tokens: int, like: Any) -> None:
-        if not self._memory:
-            assert like is not None, "a step before any join"
-            shapes = [tensor.shape for tensor in (like.keys, like.values)]
-            self._memory = [torch.zeros(self._rows, s[1], 0, s[3]) for s in shapes]
-        have = self._memory[0].shape[2]
+    def _reserve(self, tokens: int, used_rows: int, like: Any) -> None:
+        """Room for so many tokens in each row, keeping the rows in use."""
+        have = self._memory[0].shape[2] if self._memory else 0
         if tokens <= have:
             return
-        more = max(tokens, have * 3 // 2) - have
-        more += -(have + more) % _GRAIN_TOKENS
-        self._memory = [
-            torch.cat([memory, memory.new_zeros(*memory.shape[:2], more, memory.shape[3])], dim=2)
-            for memory in self._memory
-        ]
+        capacity = -(-max(tokens, have * 3 // 2) // _GRAIN_TOKENS) * _GRAIN_TOKENS
+        previous = self._memory or [like.keys, like.values]
+        self._memory = [_zeros(self._rows, tensor.shape[1], capacity, tensor.shape[3]) for tensor in previous]
+        if have:
+            for memory, old in zip(self._memory, previous, strict=True):
+                memory[:used_rows, :, :have] = old[:used_rows]
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    """Zeros that cost memory only where they are written (calloc, which torch.zeros does not use)."""
+    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
 
 
 class _States(LinearAttentionLayer):
@@ -148,7 +157,7 @@ class _States(LinearAttentionLayer):
                 self._memory[kind, number] = tensor.new_zeros(self._rows, *tensor.shape[1:])
             self._memory[kind, number][row] = tensor[0]
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, target: int, tokens: int) -> None:
         for memory in self._memory.values():
             memory[target] = memory[source]
 

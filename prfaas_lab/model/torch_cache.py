@@ -32,7 +32,7 @@ def layout_of(model: PreTrainedModel, chunk_tokens: int) -> CacheLayout:
 def chunk_segments(
     cache: DynamicCache, layout: CacheLayout, layer: int, span: tuple[int, int]
 ) -> Iterator[tuple[SegmentKey, memoryview]]:
-    """One layer's growing tensors over one chunk of tokens, token-major."""
+    """One layer's growing tensors over one chunk of tokens, token-major and copied."""
     first, end = span
     chunk = first // layout.chunk_tokens
     for part, tensor in enumerate(_tensors(cache.layers[layer])):
@@ -43,11 +43,11 @@ def chunk_segments(
 def state_segments(
     cache: DynamicCache, layout: CacheLayout, layer: int, tokens: int
 ) -> Iterator[tuple[SegmentKey, memoryview]]:
-    """One layer's states after `tokens`. Copies: the model goes on to update them in place."""
+    """One layer's states after `tokens`."""
     last = (tokens - 1) // layout.chunk_tokens
     for part, tensor in enumerate(_tensors(cache.layers[layer])):
         if layout.layers[layer].parts[part].kind == "state":
-            yield SegmentKey(layer, part, last), _bytes(tensor[0].clone())
+            yield SegmentKey(layer, part, last), _bytes(tensor[0])
 
 
 def build_cache(model: PreTrainedModel, incoming: IncomingCache) -> DynamicCache:
@@ -130,7 +130,8 @@ def _tensors(layer: object) -> list[torch.Tensor]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    array: Any = tensor.contiguous().numpy()
+    # Always a copy: states are updated in place, and a view of keys would hold the whole cache in memory.
+    array: Any = tensor.clone(memory_format=torch.contiguous_format).numpy()
     return memoryview(array).cast("B")
 
 
