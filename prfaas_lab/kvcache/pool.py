@@ -1,0 +1,259 @@
+"""The hybrid prefix cache pool of one datacenter (the paper, 3.2).
+
+Full-attention KV is kept in token blocks that any prompt with the same beginning can use; the fixed
+state of linear and sliding layers in snapshots, usable at exactly the length they were taken. A hit
+is the longest boundary for which all blocks *and* the snapshot are held. Both, and the tails in
+transit to a decode engine, draw on one byte budget.
+
+    lease = pool.acquire(prompt)                  # pins what the hit needs
+    wanted = pool.wanted_snapshots(prompt)        # where to export the state on the way
+    ...prefill from lease.tokens on...
+    pool.insert(prompt, blocks, snapshots)        # what was computed, by token boundary
+    lease.release()
+
+The pool belongs to one thread. It does no waiting and reads no clock; with a `DirectoryTier`, a call
+may block for the files it moves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TypeVar
+
+from prfaas_lab.kvcache.audit import audit
+from prfaas_lab.kvcache.blocks import CacheError, Geometry, Prompt
+from prfaas_lab.kvcache.eviction import DEFAULT_EVICTION, EVICTION_POLICIES
+from prfaas_lab.kvcache.index import Index, Item, Node
+from prfaas_lab.kvcache.journal import Delta, Journal
+from prfaas_lab.kvcache.lease import Lease, Transfer
+from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS, SNAPSHOT_POLICIES, Progress
+from prfaas_lab.kvcache.space import DISK, MEMORY, Space
+from prfaas_lab.kvcache.tiers import MemoryTier, Payload, Tier
+from prfaas_lab.kvcache.values import Inserted, Match, PoolStats
+from prfaas_lab.units import format_size
+
+
+class Pool:
+    """See the module. `spill` is a second tier for what memory cannot keep; `epoch` must differ
+    between two lives of a pool of the same name."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        budget_bytes: int,
+        *,
+        spill: Tier | None = None,
+        eviction: str = DEFAULT_EVICTION,
+        snapshots: str = DEFAULT_SNAPSHOTS,
+        snapshot_every_tokens: int | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self.geometry = geometry
+        self._journal = Journal(epoch=epoch)
+        self._index = Index(needs_snapshot=geometry.snapshot_bytes > 0, journal=self._journal)
+        policy = _choose(EVICTION_POLICIES, eviction, "eviction policy")
+        self._space = Space(geometry, self._index, MemoryTier(budget_bytes), spill, policy)
+        self._snapshot_policy = _choose(SNAPSHOT_POLICIES, snapshots, "snapshot policy")
+        self._every = max(1, (snapshot_every_tokens or 4 * geometry.block_tokens) // geometry.block_tokens)
+        self._counts: Counter[str] = Counter()
+
+    # -- reading --
+
+    def match(self, prompt: Prompt) -> Match:
+        """How far `prompt` is held. Changes nothing."""
+        path = self._walk(prompt)
+        usable = self._index.usable(path, prompt.reusable_blocks)
+        width = self.geometry.block_tokens
+        return Match(tokens=usable * width, known_tokens=len(path) * width)
+
+    def wanted_snapshots(self, prompt: Prompt) -> tuple[int, ...]:
+        """The boundaries, in tokens, whose state a prefill of `prompt` should export for `insert`."""
+        if not self.geometry.snapshot_bytes:
+            return ()
+        path, end = self._walk(prompt), prompt.reusable_blocks
+        hit = self._index.usable(path, end)
+        progress = Progress(hit=hit, known=len(path), end=end, every=self._every)
+        chosen = self._snapshot_policy(progress)
+        return tuple(b * self.geometry.block_tokens for b in sorted(chosen) if hit < b <= end)
+
+    def acquire(self, prompt: Prompt) -> Lease:
+        """Pin the longest usable prefix of `prompt` and bring it into memory.
+
+        A file that reads back damaged is forgotten, and a prefix too large to bring in beside what is
+        pinned is passed over: the answer is then a shorter prefix, never a wrong one.
+        """
+        limit = prompt.reusable_blocks
+        while depth := self._index.usable(path := self._walk(prompt), limit):
+            items = self._needed(path[:depth])
+            if self._hold(items):
+                break
+            limit = depth - 1
+        else:
+            items = ()
+        self._count(prompt, items, depth * self.geometry.block_tokens)
+        self._space.use(items, hit=True)
+        return Lease(self._space, depth * self.geometry.block_tokens, items)
+
+    # -- writing --
+
+    def insert(
+        self, prompt: Prompt, blocks: Mapping[int, Payload], snapshots: Mapping[int, Payload]
+    ) -> Inserted:
+        """Keep what a prefill computed: the KV of blocks by the token at which each starts, states by
+        the number of tokens they stand for. What is already held is left as it is.
+
+        Nothing is evicted for blocks that no snapshot at or beyond them makes usable: such a tail is
+        kept only in room that is free. What does not fit beside the pinned bytes is left out.
+        """
+        width = self.geometry.block_tokens
+        assert all(tokens % width == 0 for tokens in (*blocks, *snapshots)), "off the block boundary"
+        path = self._walk(prompt)
+        held = tuple(node.kv for node in path)
+        if not self._hold(held):
+            return Inserted(blocks=0, snapshots=0, usable_tokens=self.match(prompt).tokens)
+        reach = len(path)
+        while reach < len(prompt.blocks) and reach * width in blocks:
+            reach += 1
+        states = {tokens // width: state for tokens, state in snapshots.items() if tokens <= reach * width}
+        goal = self._affordable(path, states, reach)
+        added = self._extend(path, prompt, blocks, goal=goal, reach=reach)
+        taken = self._add_snapshots(path, states, goal)
+        items = (*held, *added, *taken)
+        self._space.use(items, hit=False)
+        self._space.unpin(reversed(items))
+        usable = self._index.usable(path, prompt.reusable_blocks) * width
+        return Inserted(blocks=len(added), snapshots=len(taken), usable_tokens=usable)
+
+    def stage(self, payload: Payload, size_bytes: int) -> Transfer:
+        """Take the bytes of a transfer in transit onto the budget.
+
+        Raises CacheError when they do not fit beside what is pinned: send them without, or wait.
+        """
+        if not self._space.fits(size_bytes):
+            raise CacheError(
+                f"no room for a transfer of {format_size(size_bytes)}: "
+                f"{format_size(self._space.pinned_bytes)} of the cache are pinned",
+                remedy="raise the datacenter's cache, or let fewer requests prefill at once",
+            )
+        serial = self._index.serial()
+        self._space.place_loose(serial, payload, size_bytes)
+        return Transfer(self._space, serial, payload, size_bytes)
+
+    def close(self) -> None:
+        """Give back the tiers' memory and files."""
+        for tier in self._space.tiers:
+            tier.close()
+
+    # -- telling --
+
+    def changes(self) -> Delta:
+        """What was added and dropped since the last call, for the directory."""
+        return self.listing() if self._journal.overflowed else self._journal.drain()
+
+    def listing(self) -> Delta:
+        """All that is held, for a directory that missed a change."""
+        nodes = list(self._index)
+        states = [node.block.key for node in nodes if node.snapshot is not None]
+        return self._journal.restart([node.block.key for node in nodes], states)
+
+    def stats(self) -> PoolStats:
+        gone, tiers = self._space.gone, self._space.tiers
+        return PoolStats(
+            blocks=self._index.nodes,
+            snapshots=self._index.snapshots,
+            memory_bytes=tiers[MEMORY].used_bytes,
+            disk_bytes=tiers[DISK].used_bytes if len(tiers) > 1 else 0,
+            pinned_bytes=self._space.pinned_bytes,
+            transfers=len(self._space.loose),
+            lookups=self._counts["lookups"],
+            hits=self._counts["hits"],
+            prompt_tokens=self._counts["prompt_tokens"],
+            hit_tokens=self._counts["hit_tokens"],
+            snapshots_made=self._counts["snapshots_made"],
+            snapshots_reused=self._counts["snapshots_reused"],
+            evicted_blocks=gone.evicted_blocks,
+            evicted_snapshots=gone.evicted_snapshots,
+            spilled=gone.spilled,
+            damaged=gone.damaged,
+        )
+
+    def check(self) -> None:
+        """Assert that every byte, pin and candidate is accounted for: for tests and debug runs."""
+        audit(self._index, self._space)
+
+    # -- helpers --
+
+    def _walk(self, prompt: Prompt) -> list[Node]:
+        assert prompt.block_tokens == self.geometry.block_tokens, "hashed for another block size"
+        return self._index.walk(prompt)
+
+    @staticmethod
+    def _needed(path: list[Node]) -> tuple[Item, ...]:
+        """What must lie in memory to resume at the end of `path`."""
+        snapshot = path[-1].snapshot
+        blocks = tuple(node.kv for node in path)
+        return blocks if snapshot is None else (*blocks, snapshot)
+
+    def _hold(self, items: tuple[Item, ...]) -> bool:
+        """Pin items in memory, or leave them unpinned where one cannot be brought there."""
+        self._space.pin(items)
+        damaged = self._space.lift(items) if self._space.fits() else None
+        if self._space.fits() and damaged is None:
+            return True
+        self._space.unpin(reversed(items))
+        if damaged is not None:
+            self._space.drop_damaged(damaged)
+        return False
+
+    def _affordable(self, path: list[Node], states: Mapping[int, Payload], reach: int) -> int:
+        """The longest usable boundary, in blocks, for whose blocks and snapshots room can be made."""
+        block, state = self.geometry.block_bytes, self.geometry.snapshot_bytes
+        goals = sorted(states) if state else range(len(path) + 1, reach + 1)
+        missing = [b for b in sorted(states) if b > len(path) or path[b - 1].snapshot is None]
+        for goal in reversed(goals):
+            needed = max(0, goal - len(path)) * block + sum(b <= goal for b in missing) * state
+            if self._space.fits(needed):
+                return goal
+        return 0
+
+    def _extend(
+        self, path: list[Node], prompt: Prompt, blocks: Mapping[int, Payload], *, goal: int, reach: int
+    ) -> list[Item]:
+        """Add blocks to the end of `path` (in place), up to `goal`, and on to `reach` in free room."""
+        added, size = [], self.geometry.block_bytes
+        for depth in range(len(path), reach):
+            if depth >= goal and self._space.free_bytes(MEMORY) < size:
+                break
+            parent = path[-1] if path else self._index.root
+            node = self._index.add_block(parent, prompt.blocks[depth], size)
+            self._space.place(node.kv, blocks[depth * self.geometry.block_tokens])
+            path.append(node)
+            added.append(node.kv)
+        return added
+
+    def _add_snapshots(self, path: list[Node], states: Mapping[int, Payload], goal: int) -> list[Item]:
+        added = []
+        for depth in sorted(states):
+            if 0 < depth <= goal and self.geometry.snapshot_bytes and path[depth - 1].snapshot is None:
+                item = self._index.add_snapshot(path[depth - 1], self.geometry.snapshot_bytes)
+                self._space.place(item, states[depth])
+                added.append(item)
+        self._counts["snapshots_made"] += len(added)
+        return added
+
+    def _count(self, prompt: Prompt, items: tuple[Item, ...], hit_tokens: int) -> None:
+        self._counts["lookups"] += 1
+        self._counts["hits"] += hit_tokens > 0
+        self._counts["prompt_tokens"] += prompt.tokens
+        self._counts["hit_tokens"] += hit_tokens
+        self._counts["snapshots_reused"] += bool(items) and items[-1].is_snapshot and not items[-1].hits
+
+
+Choice = TypeVar("Choice")
+
+
+def _choose(choices: dict[str, Choice], name: str, what: str) -> Choice:
+    if name not in choices:
+        raise CacheError(f"there is no {what} {name!r}", remedy=f"choose one of {', '.join(choices)}")
+    return choices[name]
