@@ -1,0 +1,200 @@
+"""One transfer as its receiver sees it: where its bytes go, which have arrived, when it is whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prfaas_lab.errors import TransportError
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.transport.errors import SegmentRefused, TransferCancelled
+from prfaas_lab.transport.frames import Header, Refusal
+from prfaas_lab.transport.limits import Limits
+
+Sink = Callable[[SegmentKey, int], memoryview]
+"""(key, bytes of the whole segment) -> its writable destination; ValueError or LookupError: it does not belong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A transfer that lies complete and checked in its destination. Times are the receiver's clock."""
+
+    bytes: int
+    segments: int
+    first_byte_at: float
+    last_byte_at: float
+    retried: int
+    """Frames that arrived damaged or twice."""
+
+
+class Carrier(Protocol):
+    """A connection that carries frames of this transfer."""
+
+    def divert(self, *, refetch: bool) -> None:
+        """The rest of the frame being read must not be put where it was going."""
+
+    def ended(self, incoming: Incoming, number: int, refusal: Refusal | None, reason: str) -> None:
+        """The transfer is whole (no refusal) or over; tell the sender."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A segment of which a part has arrived. Its frames are named by their offset."""
+
+    destination: memoryview
+    arrived: set[int] = field(default_factory=set)
+    placing: dict[int, Carrier] = field(default_factory=dict)
+    arrived_bytes: int = 0
+
+
+class Incoming:
+    """A transfer that is expected. Await `done`, or `cancel`."""
+
+    def __init__(
+        self, transfer_id: str, sink: Sink, limits: Limits, clock: Callable[[], float], now: float,
+        forget: Callable[[Incoming, Refusal | None], None],
+    ) -> None:  # fmt: skip
+        self.transfer_id = transfer_id
+        self._sink, self._limits, self._clock, self._forget = sink, limits, clock, forget
+        self._partial: dict[SegmentKey, _Segment] = {}
+        self._whole: set[SegmentKey] = set()
+        self._expected: tuple[int, int] | None = None  # segments, bytes: known from FINISH
+        self._ended = asyncio.Event()
+        self._error: TransportError | None = None
+        self._first_byte_at = self._last_byte_at = 0.0
+        self.arrived_bytes = 0
+        self.retried = 0
+        self.progress_at = now
+        self.carriers: dict[Carrier, int] = {}
+        self.begun = False
+
+    async def done(self) -> Received:
+        """Wait for the whole transfer. Raises PeerLost, TransferTimeout, SegmentRefused or
+        TransferCancelled; what lies in the destination is then worth nothing."""
+        await self._ended.wait()  # bounded by the receiver's deadlines, which end the transfer
+        if self._error is not None:
+            raise self._error
+        return Received(
+            bytes=self.arrived_bytes,
+            segments=len(self._whole),
+            first_byte_at=self._first_byte_at,
+            last_byte_at=self._last_byte_at,
+            retried=self.retried,
+        )
+
+    def cancel(self) -> None:
+        """Stop: nothing more is written to the destinations from here on, and the sender is told."""
+        error = TransferCancelled(f"transfer {self.transfer_id} was cancelled by its receiver")
+        self.end(error, Refusal.CANCELLED)
+
+    # -- what its connections call -------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        return self._ended.is_set()
+
+    def attach(self, carrier: Carrier, number: int, now: float) -> None:
+        self.begun, self.progress_at = True, now
+        self.carriers[carrier] = number
+
+    def detach(self, carrier: Carrier, now: float) -> None:
+        """The connection is gone, and with it the frame it was in the middle of."""
+        self.carriers.pop(carrier, None)
+        self.progress_at = now
+        for segment in self._partial.values():
+            segment.placing = {o: c for o, c in segment.placing.items() if c is not carrier}
+
+    def place(self, carrier: Carrier, header: Header, frame_bytes: int) -> memoryview | None:
+        """Where a frame's payload goes; None when it is here already. Raises SegmentRefused."""
+        if not self._first_byte_at:
+            self._first_byte_at = self._clock()
+        key, offset = header.segment, header.offset
+        if key in self._whole:
+            return None
+        segment = self._partial.get(key) or self._begin(key, header.total)
+        size = len(segment.destination)
+        if header.total != size or offset % frame_bytes or header.length != min(frame_bytes, size - offset):
+            raise SegmentRefused(
+                f"{key}: bytes {offset}+{header.length} of {header.total} do not fit its {size}"
+            )
+        if offset in segment.arrived:
+            return None
+        other = segment.placing.get(offset)
+        if other is not None and other is not carrier:
+            other.divert(refetch=True)  # two connections never write the same memory: the newer one does
+        segment.placing[offset] = carrier
+        return segment.destination[offset : offset + header.length]
+
+    def arrived(self, header: Header, now: float) -> None:
+        """A frame lies checked in its place."""
+        segment = self._partial[header.segment]
+        segment.placing.pop(header.offset, None)
+        segment.arrived.add(header.offset)
+        segment.arrived_bytes += header.length
+        self.arrived_bytes += header.length
+        self.progress_at = now
+        if segment.arrived_bytes == len(segment.destination):
+            self._whole.add(header.segment)
+            del self._partial[header.segment]
+            self._last_byte_at = self._clock()
+            self._complete_if_whole()
+
+    def spoiled(self, header: Header) -> None:
+        """A frame's payload is not what was sent."""
+        self.retried += 1
+        segment = self._partial.get(header.segment)
+        if segment is not None:
+            segment.placing.pop(header.offset, None)
+
+    def finished(self, segments: int, size_bytes: int, now: float) -> None:
+        """The sender said what the whole transfer is."""
+        self.progress_at = now
+        if self._expected not in (None, (segments, size_bytes)):
+            error = SegmentRefused(f"{self.transfer_id}: its sender ended it twice, differently")
+            self.end(error, Refusal.SEGMENT)
+            return
+        self._expected = segments, size_bytes
+        self._complete_if_whole()
+
+    def end(self, error: TransportError | None, refusal: Refusal | None) -> None:
+        """Once: connections let go of the destinations, the sender is told, `done` returns or raises."""
+        if self.is_over:
+            return
+        self._error = error
+        self._ended.set()
+        self._partial.clear()
+        for carrier, number in list(self.carriers.items()):
+            carrier.ended(self, number, refusal, str(error or ""))
+        self.carriers.clear()
+        self._forget(self, refusal)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _begin(self, key: SegmentKey, total: int) -> _Segment:
+        if total > self._limits.max_segment_bytes:
+            raise SegmentRefused(f"{key} has {total} bytes, the limit is {self._limits.max_segment_bytes}")
+        if len(self._whole) + len(self._partial) >= self._limits.max_segments:
+            raise SegmentRefused(
+                f"{self.transfer_id} has more segments than the limit of {self._limits.max_segments}"
+            )
+        try:
+            destination = memoryview(self._sink(key, total)).cast("B")
+        except (ValueError, LookupError) as error:
+            raise SegmentRefused(
+                f"{key} of {total} bytes does not belong to {self.transfer_id}: {error}"
+            ) from error
+        if len(destination) != total or destination.readonly:
+            raise SegmentRefused(f"{key}: its place has {len(destination)} bytes, {total} are coming")
+        segment = self._partial[key] = _Segment(destination)
+        return segment
+
+    def _complete_if_whole(self) -> None:
+        if self._expected is None or self._partial or len(self._whole) < self._expected[0]:
+            return
+        if (len(self._whole), self.arrived_bytes) == self._expected:
+            self.end(None, None)
+        else:
+            error = SegmentRefused(f"{self.transfer_id}: more arrived than its sender says it sent")
+            self.end(error, Refusal.SEGMENT)

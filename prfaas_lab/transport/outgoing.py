@@ -1,0 +1,239 @@
+"""One transfer as its sender sees it: what waits, what is on the wire, what is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from prfaas_lab.errors import TransportError
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.transport.errors import TransferCancelled
+from prfaas_lab.transport.frames import MAX_U16, MAX_U32, Kind, digest, encode, encode_control
+
+EMPTY = memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A transfer that the receiver holds complete and checked. Times are the sender's clock."""
+
+    bytes: int
+    first_byte_at: float
+    last_ack_at: float
+    exposed_s: float
+    """From `finish` (prefill is done) to the receiver's word that everything arrived."""
+    retried: int
+    """Frames sent more than once: damaged on the way, or on a connection that died."""
+
+
+class Frame:
+    """A piece of a transfer on its way: a header, and a view of the caller's memory."""
+
+    __slots__ = ("attempts", "header", "kind", "outgoing", "payload")
+
+    def __init__(self, outgoing: Outgoing, kind: Kind, header: bytes, payload: memoryview = EMPTY) -> None:
+        self.outgoing, self.kind, self.header, self.payload = outgoing, kind, header, payload
+        self.attempts = 0
+
+
+class Way(Protocol):
+    """What a transfer needs of the connections that carry it."""
+
+    def ready(self, outgoing: Outgoing) -> None:
+        """It has something to send."""
+
+    def withdraw(self, outgoing: Outgoing, *, tell_peer: bool) -> None:
+        """It has ended: what is queued or on the wire no longer matters."""
+
+
+class Outgoing:
+    """A transfer being sent. `send` as segments become ready, then `finish`, or `cancel`.
+
+    Call from the loop's thread. The memory given to `send` must stay as it is until `finish`
+    returns or the transfer has failed.
+    """
+
+    def __init__(
+        self, transfer_id: str, number: int, way: Way, clock: Callable[[], float], *,
+        frame_bytes: int, weight: float, expected_bytes: int | None, served: float,
+    ) -> None:  # fmt: skip
+        self.transfer_id, self.number = transfer_id, number
+        self._way, self._clock = way, clock
+        self._frame_bytes, self._weight, self._expected_bytes = frame_bytes, weight, expected_bytes
+        self._served_before = served
+        self._waiting: deque[tuple[SegmentKey, memoryview, int]] = deque()
+        self._again: deque[Frame] = deque()
+        self._keys: set[SegmentKey] = set()
+        self._finish_due = False
+        self._finish_at: float | None = None
+        self._first_byte_at: float | None = None
+        self._ended = asyncio.Event()
+        self._error: TransportError | None = None
+        self._sent: Sent | None = None
+        self.enqueued_bytes = self.taken_bytes = self.acked_bytes = 0
+        self.retried = 0
+        self._room = asyncio.Event()
+
+    # -- what the engine calls -----------------------------------------------------------------
+
+    def send(self, key: SegmentKey, data: memoryview) -> None:
+        """Queue one segment. Raises what ended the transfer, if something has."""
+        self._raise_if_failed()
+        assert self._finish_at is None, "send after finish"
+        view = memoryview(data).cast("B")
+        if key in self._keys or key.layer > MAX_U16 or key.part > MAX_U16 or key.chunk > MAX_U32:
+            raise ValueError(f"{key} was sent already, or is out of range")
+        self._keys.add(key)
+        self._waiting.append((key, view, 0))
+        self.enqueued_bytes += len(view)
+        self._way.ready(self)
+
+    async def drain(self, high_bytes: int) -> None:
+        """Return once no more than `high_bytes` of this transfer wait for their acknowledgement."""
+        while self.enqueued_bytes - self.acked_bytes > high_bytes:
+            self._raise_if_failed()
+            self._room.clear()
+            await self._room.wait()
+        self._raise_if_failed()
+
+    async def finish(self) -> Sent:
+        """Say that everything was sent, and wait until the receiver has it all, checked.
+
+        Raises PeerLost, TransferTimeout, UnknownTransfer, SegmentRefused, CorruptSegment or
+        TransferCancelled.
+        """
+        self._raise_if_failed()
+        if self._finish_at is None:
+            self._finish_at, self._finish_due = self._clock(), True
+            self._way.ready(self)
+        try:
+            await self._ended.wait()  # bounded by the way's deadlines, which end the transfer
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        self._raise_if_failed()
+        assert self._sent is not None
+        return self._sent
+
+    def cancel(self) -> None:
+        """Stop: nothing more goes out, and the memory given to `send` is no longer referred to."""
+        self._end(
+            TransferCancelled(f"transfer {self.transfer_id} was cancelled by its sender"), tell_peer=True
+        )
+
+    # -- what its connections call -------------------------------------------------------------
+
+    @property
+    def order(self) -> int:
+        return self.number
+
+    @property
+    def remaining_bytes(self) -> int:
+        return max(self._expected_bytes or 0, self.enqueued_bytes) - self.taken_bytes
+
+    @property
+    def served(self) -> float:
+        return self._served_before + self.taken_bytes / self._weight
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._again or self._finish_due)
+
+    @property
+    def unfinished(self) -> bool:
+        """Something was handed over and the peer's answer to it is still to come."""
+        return not self.ended and (self._finish_at is not None or self.acked_bytes < self.enqueued_bytes)
+
+    def next_frame(self) -> Frame | None:
+        """The next frame to go on any connection: first what has to go again, last the finish."""
+        if self._again:
+            return self._again.popleft()
+        if self._waiting:
+            return self._cut()
+        if self._finish_due:
+            self._finish_due = False
+            total, value = len(self._keys), self.enqueued_bytes
+            return Frame(
+                self, Kind.FINISH, encode(Kind.FINISH, transfer=self.number, total=total, value=value)
+            )
+        return None
+
+    def attach_frame(self) -> Frame:
+        return Frame(
+            self, Kind.ATTACH, encode_control(Kind.ATTACH, self.transfer_id.encode(), transfer=self.number)
+        )
+
+    def control_frame(self, kind: Kind) -> Frame:
+        return Frame(self, kind, encode(kind, transfer=self.number))
+
+    def began(self) -> None:
+        if self._first_byte_at is None:
+            self._first_byte_at = self._clock()
+
+    def acked(self, frame: Frame) -> None:
+        self.acked_bytes += len(frame.payload)
+        frame.payload = EMPTY
+        self._room.set()
+
+    def again(self, frame: Frame) -> None:
+        """A frame was damaged, or its connection died: it goes out before anything new."""
+        self.retried += 1
+        self._again.append(frame)
+
+    def finish_again(self) -> None:
+        """The connection that carried our finish, or would have brought the answer, is gone."""
+        self._finish_due = self._finish_at is not None and not self.ended
+
+    def completed(self) -> None:
+        if self.ended:
+            return
+        now = self._clock()
+        self._sent = Sent(
+            bytes=self.enqueued_bytes,
+            first_byte_at=now if self._first_byte_at is None else self._first_byte_at,
+            last_ack_at=now,
+            exposed_s=now - (now if self._finish_at is None else self._finish_at),
+            retried=self.retried,
+        )
+        self._end(None, tell_peer=False)
+
+    def fail(self, error: TransportError, *, tell_peer: bool) -> None:
+        self._end(error, tell_peer=tell_peer)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _cut(self) -> Frame:
+        key, view, offset = self._waiting[0]
+        payload = view[offset : offset + self._frame_bytes]
+        if offset + len(payload) < len(view):
+            self._waiting[0] = (key, view, offset + len(payload))
+        else:
+            self._waiting.popleft()
+        self.taken_bytes += len(payload)
+        header = encode(
+            Kind.DATA, transfer=self.number, key=key, length=len(payload), total=len(view), offset=offset,
+            value=digest(payload),
+        )  # fmt: skip
+        return Frame(self, Kind.DATA, header, payload)
+
+    def _end(self, error: TransportError | None, *, tell_peer: bool) -> None:
+        if self.ended:
+            return
+        self._error = error
+        self._waiting.clear()
+        self._again.clear()
+        self._finish_due = False
+        self._ended.set()
+        self._room.set()
+        self._way.withdraw(self, tell_peer=tell_peer)
+
+    def _raise_if_failed(self) -> None:
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,319 @@
+"""The connections to one peer, and the transfers that share them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable
+
+from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.errors import (
+    CorruptSegment,
+    HandshakeError,
+    PeerLost,
+    SegmentRefused,
+    TransferCancelled,
+    TransferTimeout,
+    UnknownTransfer,
+)
+from prfaas_lab.transport.frames import Header, Kind, Refusal
+from prfaas_lab.transport.handshake import CHALLENGE_BYTES, WELCOME_BYTES, SenderHandshake
+from prfaas_lab.transport.limits import Limits
+from prfaas_lab.transport.outgoing import Frame, Outgoing
+from prfaas_lab.transport.schedule import POLICIES, choose
+from prfaas_lab.transport.sockets import Tasks, prepare, read_exactly, write_all
+from prfaas_lab.transport.stream import SendStream
+
+_BACKOFF_S = (0.02, 1.0)
+_REFUSALS: dict[int, type[TransportError]] = {
+    Refusal.UNKNOWN: UnknownTransfer,
+    Refusal.SEGMENT: SegmentRefused,
+    Refusal.CANCELLED: TransferCancelled,
+    Refusal.TIMEOUT: TransferTimeout,
+    Refusal.CORRUPT: CorruptSegment,
+}
+
+
+class Route:
+    """N pooled connections to one receiver. Frames wait in the transfers, and every connection that
+    can write takes the next ones: none of them owns a transfer, so none can hold one up."""
+
+    def __init__(
+        self, peer: tuple[str, int], key: bytes, fingerprint: bytes, settings: Limits,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.peer = peer
+        self._key, self._fingerprint, self._settings, self._clock = key, fingerprint, settings, clock
+        self._policy = POLICIES[settings.policy]
+        self._wanted = settings.connections_to_peer()
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks()
+        self._dialling = asyncio.Lock()
+        self._short = asyncio.Event()
+        self._numbers = itertools.count(1)
+        self._ready: dict[int, Outgoing] = {}
+        self._window_bytes = settings.window_bytes
+        self._window_full = False
+        self._alone_since = self._loop.time()
+        self._progress_at = self._loop.time()
+        self.transfers: dict[int, Outgoing] = {}
+        self.streams: list[SendStream] = []
+        self._tasks.start(self._keep_connected())
+        self._tasks.start(self._watch())
+
+    # -- for the sender ------------------------------------------------------------------------
+
+    async def open(self, transfer_id: str, *, weight: float, expected_bytes: int | None) -> Outgoing:
+        """Raises PeerLost, or the handshake's error when the peer is the wrong one."""
+        if not self.streams:
+            async with self._dialling:
+                if not self.streams:
+                    self._add(await self._dial())
+        served = min((t.served for t in self._ready.values()), default=0.0)
+        outgoing = Outgoing(
+            transfer_id, next(self._numbers), self, self._clock, frame_bytes=self._settings.frame_bytes,
+            weight=weight, expected_bytes=expected_bytes, served=served,
+        )  # fmt: skip
+        self.transfers[outgoing.number] = outgoing
+        self._attach(outgoing)
+        return outgoing
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        for outgoing in list(self.transfers.values()):
+            outgoing.fail(TransferCancelled("the sender was closed"), tell_peer=False)
+        for stream in self.streams:
+            stream.close()
+        self.streams.clear()
+
+    # -- for the transfers ---------------------------------------------------------------------
+
+    def ready(self, outgoing: Outgoing) -> None:
+        if not self._ready and not self._unacked_bytes:
+            self._progress_at = self._loop.time()  # nobody was kept waiting until now
+        self._ready[outgoing.number] = outgoing
+        self._wake()
+
+    def withdraw(self, outgoing: Outgoing, *, tell_peer: bool) -> None:
+        self.transfers.pop(outgoing.number, None)
+        self._ready.pop(outgoing.number, None)
+        for stream in self.streams:
+            attached = outgoing in stream.attached
+            stream.forget(outgoing)
+            if tell_peer and attached:
+                stream.push(outgoing.control_frame(Kind.CANCEL))
+        self._unblock()
+
+    # -- for the connections -------------------------------------------------------------------
+
+    def take(self, stream: SendStream) -> list[Frame]:
+        outgoing = choose(self._policy, self._ready.values()) if len(self._ready) > 1 else self._only()
+        if outgoing is None:
+            return []
+        room = self._window_bytes - self._unacked_bytes
+        if room <= 0:
+            self._window_full = True
+            return []
+        frames = self._batch(outgoing, stream, min(room, self._settings.batch_bytes))
+        if not outgoing.has_work:
+            self._ready.pop(outgoing.number, None)
+        if self._ready:
+            self._wake()
+        return frames
+
+    def acked(self, stream: SendStream, frames: list[Frame]) -> None:
+        self._progress_at = self._loop.time()
+        for frame in frames:
+            if not frame.outgoing.ended:
+                frame.outgoing.acked(frame)
+        self._unblock()
+
+    def damaged(self, frame: Frame) -> None:
+        outgoing = frame.outgoing
+        if outgoing.ended:
+            return
+        frame.attempts += 1
+        if frame.attempts >= self._settings.max_attempts:
+            error = CorruptSegment(
+                f"a piece of {outgoing.transfer_id} arrived damaged {frame.attempts} times"
+            )
+            outgoing.fail(error, tell_peer=True)
+            return
+        outgoing.again(frame)
+        self.ready(outgoing)
+
+    def answered(self, header: Header, reason: str) -> None:
+        outgoing = self.transfers.get(header.transfer)
+        if outgoing is None:
+            return
+        self._progress_at = self._loop.time()
+        if header.kind == Kind.COMPLETE:
+            outgoing.completed()
+        else:
+            outgoing.fail(_REFUSALS.get(header.offset, TransportError)(reason), tell_peer=False)
+
+    def lost(self, stream: SendStream, error: TransportError) -> None:
+        """What the connection carried goes out again on the others; a new one is dialled."""
+        if stream.closed:
+            return
+        stream.close()
+        self.streams.remove(stream)
+        if not self.streams:
+            self._alone_since = self._loop.time()
+        for frame in stream.unacknowledged():
+            if not frame.outgoing.ended:
+                frame.outgoing.again(frame)
+        for outgoing in stream.attached:
+            outgoing.finish_again()
+            if outgoing.has_work:
+                self._ready[outgoing.number] = outgoing
+        self._window_full = False
+        self._short.set()
+        self._wake()
+
+    # -- the shared queue ----------------------------------------------------------------------
+
+    @property
+    def _unacked_bytes(self) -> int:
+        return sum(stream.unacked_bytes for stream in self.streams)
+
+    def _only(self) -> Outgoing | None:
+        return next(iter(self._ready.values()), None)
+
+    def _batch(self, outgoing: Outgoing, stream: SendStream, budget: int) -> list[Frame]:
+        frames: list[Frame] = []
+        if outgoing not in stream.attached:
+            stream.attached.add(outgoing)
+            frames.append(outgoing.attach_frame())
+        while budget > 0 and (frame := outgoing.next_frame()) is not None:
+            frames.append(frame)
+            budget -= len(frame.payload) + len(frame.header)
+        return frames
+
+    def _wake(self) -> None:
+        """One idle connection at a time; each wakes the next while there is more to take."""
+        idle = [stream for stream in self.streams if stream.idle]
+        if idle:
+            min(idle, key=lambda stream: stream.unacked_bytes).wake()
+
+    def _unblock(self) -> None:
+        if self._window_full:
+            self._window_full = False
+            self._wake()
+
+    def _attach(self, outgoing: Outgoing) -> None:
+        """Tell the peer at once, so that it can refuse before the first segment is ready."""
+        if self.streams:
+            stream = min(self.streams, key=lambda stream: stream.unacked_bytes)
+            stream.attached.add(outgoing)
+            stream.push(outgoing.attach_frame())
+
+    # -- connections and deadlines -------------------------------------------------------------
+
+    async def _dial(self) -> SendStream:
+        sock = socket.socket(socket.AF_INET6 if ":" in self.peer[0] else socket.AF_INET)
+        try:
+            prepare(sock, unsent_bytes=self._settings.unsent_bytes)
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                await self._loop.sock_connect(sock, self.peer)
+                await self._shake_hands(sock)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):  # TimeoutError is one
+                raise PeerLost(f"no connection: {error or 'timed out'}", where=self._name) from error
+            raise
+        return SendStream(sock, self)
+
+    async def _shake_hands(self, sock: socket.socket) -> None:
+        handshake = SenderHandshake(self._key, self._fingerprint, self._settings.frame_bytes)
+        await write_all(sock, handshake.hello())
+        await write_all(sock, handshake.challenged(await read_exactly(sock, CHALLENGE_BYTES)))
+        window_bytes = handshake.welcomed(await read_exactly(sock, WELCOME_BYTES))
+        self._window_bytes = min(self._settings.window_bytes, window_bytes)
+
+    def _add(self, stream: SendStream) -> None:
+        self.streams.append(stream)
+        if len(self.streams) < self._wanted:
+            self._short.set()
+        if self._ready:
+            stream.wake()
+
+    async def _keep_connected(self) -> None:
+        """Dial what is missing, as long as there is a peer or something for it."""
+        pause_s = _BACKOFF_S[0]
+        while True:
+            await self._short.wait()
+            missing = self._wanted - len(self.streams)
+            if missing <= 0 or not (self.streams or self.transfers):
+                self._short.clear()
+                continue
+            if await self._dial_more(missing):
+                pause_s = _BACKOFF_S[0]
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _BACKOFF_S[1])
+
+    async def _dial_more(self, count: int) -> bool:
+        """True when all were made. A peer that turned out to be the wrong one ends every transfer."""
+        async with self._dialling:
+            results = await asyncio.gather(*(self._dial() for _ in range(count)), return_exceptions=True)
+        for result in results:
+            if isinstance(result, SendStream):
+                self._add(result)
+            elif isinstance(result, HandshakeError) and not self.streams:
+                self._fail_all(result)
+            elif not isinstance(result, TransportError):
+                raise result
+        return all(isinstance(result, SendStream) for result in results)
+
+    async def _watch(self) -> None:
+        settings = self._settings
+        shortest_s = min(settings.progress_timeout_s, settings.reconnect_timeout_s, settings.stream_timeout_s)
+        while True:
+            await asyncio.sleep(min(shortest_s / 4, 1.0))
+            now = self._loop.time()
+            self._drop_stalled(now)
+            self._end_overdue(now)
+            self._keep_alive()
+
+    def _drop_stalled(self, now: float) -> None:
+        """One connection hangs while others move: its frames go to them."""
+        moving = now - self._progress_at < self._settings.stream_timeout_s
+        for stream in list(self.streams):
+            if stream.unacked_bytes and moving and now - stream.progress_at > self._settings.stream_timeout_s:
+                self.lost(stream, PeerLost("a connection made no progress"))
+
+    def _end_overdue(self, now: float) -> None:
+        if (
+            not self.streams
+            and self.transfers
+            and now - self._alone_since > self._settings.reconnect_timeout_s
+        ):
+            self._fail_all(PeerLost("every connection was lost, and none came back", where=self._name))
+        if now - self._progress_at <= self._settings.progress_timeout_s:
+            return
+        for outgoing in list(self.transfers.values()):
+            if outgoing.unfinished:
+                error = TransferTimeout(
+                    f"{outgoing.transfer_id} made no progress for {self._settings.progress_timeout_s:g} s",
+                    where=self._name,
+                )
+                outgoing.fail(error, tell_peer=True)
+
+    def _keep_alive(self) -> None:
+        """A transfer that waits for its prefill says so, lest the receiver takes us for dead."""
+        for outgoing in self.transfers.values():
+            if not outgoing.unfinished:
+                for stream in self.streams:
+                    if outgoing in stream.attached:
+                        stream.push(outgoing.control_frame(Kind.ALIVE))
+                        break
+
+    def _fail_all(self, error: TransportError) -> None:
+        for outgoing in list(self.transfers.values()):
+            outgoing.fail(error, tell_peer=False)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.peer[0]}:{self.peer[1]}"

@@ -1,0 +1,224 @@
+"""One connection as its sender sees it: takes frames from the shared queue whenever it can write."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import Protocol
+
+from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.errors import FrameError, PeerLost
+from prfaas_lab.transport.frames import Decoder, Header, Kind
+from prfaas_lab.transport.outgoing import Frame, Outgoing
+
+_BURST_BYTES = 2**20
+"""What one turn of the loop may write on one connection before the others get theirs."""
+_IOV_FRAMES = 256
+"""Frames in one system call (the kernel takes 1024 buffers, two for each frame)."""
+
+
+class Source(Protocol):
+    """The queue that the connections to one peer share."""
+
+    def take(self, stream: SendStream) -> list[Frame]:
+        """The next frames for this connection; none when there is nothing, or the window is full."""
+
+    def acked(self, stream: SendStream, frames: list[Frame]) -> None: ...
+    def damaged(self, frame: Frame) -> None: ...
+    def answered(self, header: Header, reason: str) -> None:
+        """REJECT or COMPLETE."""
+
+    def lost(self, stream: SendStream, error: TransportError) -> None: ...
+
+
+class SendStream:
+    """A connected, authenticated socket that carries frames of any transfer to its peer."""
+
+    def __init__(self, sock: socket.socket, source: Source) -> None:
+        self.sock = sock
+        self._source = source
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder(self, max_payload_bytes=0)
+        self._writing: deque[Frame] = deque()
+        self._written_bytes = 0  # of the first frame of `_writing`
+        self._unacked: deque[Frame] = deque()
+        self._acked_frames = 0
+        self._polled = self._woken = False
+        self.unacked_bytes = 0
+        self.progress_at = self._loop.time()
+        self.attached: set[Outgoing] = set()
+        self.closed = False
+        self._loop.add_reader(sock, self._readable)
+
+    @property
+    def idle(self) -> bool:
+        """It could write at once, but has nothing to write."""
+        return not (self._writing or self._polled or self._woken)
+
+    def wake(self) -> None:
+        """There is something to write: do it once the caller is done queueing."""
+        if not (self._woken or self._polled):
+            self._woken = True
+            self._loop.call_soon(self._write)
+
+    def push(self, frame: Frame) -> None:
+        """A frame for this very connection, after what it has already taken."""
+        self._writing.append(frame)
+        self.wake()
+
+    def close(self) -> None:
+        """Give the connection up; `unacknowledged` says what the peer may not have got."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self.sock)
+        self._poll(False)
+        self.sock.close()
+
+    def unacknowledged(self) -> list[Frame]:
+        """DATA frames taken by this connection, written or not, that the peer did not answer for."""
+        return [frame for frame in self._unacked if frame.header]
+
+    def forget(self, outgoing: Outgoing) -> None:
+        """A transfer ended: frames of it that have not begun to leave never will, and its memory is
+        let go. The rest of a frame that has begun is replaced by zeros, as its length is promised."""
+        self.attached.discard(outgoing)
+        begun = self._writing[0] if self._writing and self._written_bytes else None
+        dropped = {f for f in self._writing if f.outgoing is outgoing and f is not begun}
+        self._writing = deque(f for f in self._writing if f not in dropped)
+        self._unacked = deque(f for f in self._unacked if f not in dropped)
+        self.unacked_bytes -= sum(len(f.payload) for f in dropped if f.kind is Kind.DATA)
+        for frame in self._unacked:
+            if frame.outgoing is outgoing and frame is not begun:
+                self.unacked_bytes -= len(frame.payload)
+                frame.payload = memoryview(b"")
+        if begun is not None and begun.outgoing is outgoing and begun.payload:
+            begun.payload = memoryview(bytes(len(begun.payload)))
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        self._woken = False
+        if self.closed:
+            return
+        budget = _BURST_BYTES
+        try:
+            while budget > 0:
+                if not self._writing and not self._refill():
+                    self._poll(False)
+                    return
+                written = self.sock.sendmsg(self._buffers())
+                self._advance(written)
+                budget -= written
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._source.lost(self, PeerLost(f"a connection failed while sending: {error}"))
+            return
+        self._poll(True)
+
+    def _refill(self) -> bool:
+        frames = self._source.take(self)
+        self._writing.extend(frames)
+        for frame in frames:
+            if frame.kind is Kind.DATA:
+                if not self._unacked:
+                    self.progress_at = self._loop.time()
+                self._unacked.append(frame)
+                self.unacked_bytes += len(frame.payload)
+        return bool(frames)
+
+    def _buffers(self) -> list[memoryview | bytes]:
+        buffers: list[memoryview | bytes] = []
+        for frame in self._writing:
+            buffers.append(frame.header)
+            if frame.payload:
+                buffers.append(frame.payload)
+            if len(buffers) >= 2 * _IOV_FRAMES:
+                break
+        if self._written_bytes:
+            buffers = _without(buffers, self._written_bytes)
+        return buffers
+
+    def _advance(self, written: int) -> None:
+        written += self._written_bytes
+        writing = self._writing
+        while writing:
+            frame = writing[0]
+            size = len(frame.header) + len(frame.payload)
+            if written < size:
+                break
+            written -= size
+            writing.popleft()
+            frame.outgoing.began()
+        self._written_bytes = written
+
+    def _poll(self, wanted: bool) -> None:
+        if wanted == self._polled:
+            return
+        self._polled = wanted
+        if wanted:
+            self._loop.add_writer(self.sock, self._write)
+        else:
+            self._loop.remove_writer(self.sock)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            count = self.sock.recvmsg_into(self._decoder.buffers())[0]
+            if not count:
+                raise PeerLost("the receiver closed a connection")
+            self._decoder.received(count)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._source.lost(self, PeerLost(f"a connection failed: {error}"))
+        except TransportError as error:
+            self._source.lost(self, error)
+
+    def place(self, header: Header) -> memoryview:
+        raise FrameError("a receiver sent a segment")
+
+    def frame(self, header: Header, payload: memoryview) -> None:
+        if header.kind == Kind.ACK:
+            self._acknowledge(header.value)
+        elif header.kind == Kind.NACK:
+            self._damaged(header.value)
+        elif header.kind in (Kind.REJECT, Kind.COMPLETE):
+            self._source.answered(header, str(payload, "utf-8", "replace"))
+        else:
+            raise FrameError(f"a receiver sent a frame of kind {header.kind}")
+
+    def _acknowledge(self, count: int) -> None:
+        fresh = count - self._acked_frames
+        if not 0 <= fresh <= len(self._unacked):
+            raise FrameError("the receiver acknowledged what was not sent")
+        self._acked_frames = count
+        self.progress_at = self._loop.time()
+        frames = [self._unacked.popleft() for _ in range(fresh)]
+        self.unacked_bytes -= sum(len(f.payload) for f in frames)
+        self._source.acked(self, frames)
+
+    def _damaged(self, index: int) -> None:
+        position = index - self._acked_frames
+        if not 0 <= position < len(self._unacked):
+            raise FrameError("the receiver refused what was not sent")
+        frame = self._unacked[position]
+        # Its place in the sequence stays taken, by a frame of nothing that the next ACK will cover.
+        self._unacked[position] = Frame(frame.outgoing, Kind.DATA, b"")
+        self.unacked_bytes -= len(frame.payload)
+        self._source.damaged(frame)
+
+
+def _without(buffers: list[memoryview | bytes], count: int) -> list[memoryview | bytes]:
+    """The buffers less their first `count` bytes."""
+    skipped = 0
+    while skipped < len(buffers) and count >= len(buffers[skipped]):
+        count -= len(buffers[skipped])
+        skipped += 1
+    rest = buffers[skipped:]
+    if count and rest:
+        rest[0] = memoryview(rest[0])[count:]
+    return rest

@@ -1,0 +1,111 @@
+"""A sender and a receiver on loopback, a proxy between them that misbehaves, and payloads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.transport import Incoming, KVReceiver, KVSender, Limits, Outgoing
+
+KEY, FINGERPRINT = b"k" * 32, b"f" * 32
+FAST = Limits(
+    connections=4, connect_timeout_s=2, reconnect_timeout_s=0.4, progress_timeout_s=0.4, stream_timeout_s=0.2,
+    first_byte_timeout_s=0.4,
+)  # fmt: skip
+"""Deadlines short enough to be waited for in a test."""
+
+
+@dataclass
+class Pair:
+    sender: KVSender
+    receiver: KVReceiver
+    peer: tuple[str, int]
+
+
+@contextlib.asynccontextmanager
+async def pair(
+    sending: Limits = FAST, receiving: Limits | None = None, *, through: Callable[[bytes], bytes] | None = None,
+    key: bytes = KEY, fingerprint: bytes = FINGERPRINT,
+) -> AsyncIterator[Pair]:  # fmt: skip
+    """`key` and `fingerprint` are the sender's; `through` is what a proxy does to the sender's bytes."""
+    receiver = KVReceiver(
+        key=KEY, fingerprint=FINGERPRINT, settings=receiving or sending, clock=time.monotonic
+    )
+    sender = KVSender(key=key, fingerprint=fingerprint, settings=sending, clock=time.monotonic)
+    await receiver.start("127.0.0.1", 0)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            port = receiver.port
+            if through is not None:
+                port = await stack.enter_async_context(proxy(port, through))
+            yield Pair(sender, receiver, ("127.0.0.1", port))
+    finally:
+        await sender.close()
+        await receiver.close()
+
+
+@contextlib.asynccontextmanager
+async def proxy(port: int, through: Callable[[bytes], bytes]) -> AsyncIterator[int]:
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Callable[[bytes], bytes]
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                writer.write(change(piece))
+                await writer.drain()
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pump(reader, there_writer, through))
+            group.create_task(pump(there_reader, writer, lambda piece: piece))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@dataclass
+class Payload:
+    """Segments of random bytes, and a destination of the same shape."""
+
+    sizes: tuple[int, ...]
+    seed: int = 0
+    sources: list[np.ndarray] = field(init=False)
+    places: list[np.ndarray] = field(init=False)
+    asked: list[SegmentKey] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        random = np.random.default_rng(self.seed)
+        self.sources = [random.integers(0, 256, size, dtype=np.uint8) for size in self.sizes]
+        self.places = [np.zeros(size, dtype=np.uint8) for size in self.sizes]
+
+    def sink(self, key: SegmentKey, size: int) -> memoryview:
+        self.asked.append(key)
+        if key.chunk >= len(self.sizes) or size != self.sizes[key.chunk]:
+            raise ValueError(f"no place for {key} of {size} bytes")
+        return memoryview(self.places[key.chunk])
+
+    def send(self, outgoing: Outgoing) -> None:
+        for chunk, source in enumerate(self.sources):
+            outgoing.send(SegmentKey(0, 0, chunk), memoryview(source))
+
+    @property
+    def arrived_intact(self) -> bool:
+        return all(np.array_equal(s, p) for s, p in zip(self.sources, self.places, strict=True))
+
+
+async def begin(link: Pair, payload: Payload, transfer_id: str = "t") -> tuple[Incoming, Outgoing]:
+    incoming = link.receiver.expect(transfer_id, payload.sink)
+    outgoing = await link.sender.open(transfer_id, link.peer)
+    payload.send(outgoing)
+    return incoming, outgoing
