@@ -13,8 +13,8 @@ from prfaas_lab.spec.topology import GilbertElliott
 
 OFFLOAD_BYTES = 65536
 """The largest packet that segmentation offload hands us."""
-OFFLOAD_BURST_S = 0.002
-"""Longest burst that such a packet may be on the wire: it arrives as a whole, at its end."""
+OFFLOAD_RATE_BPS = 50e6
+"""From here on the kernel's own sizing keeps a bundle to about 1 ms of the sender's rate."""
 
 
 class TunShaper:
@@ -112,7 +112,7 @@ def offloads(shape: Shape) -> bool:
         return False
     if shape.limit_bytes is not None and shape.limit_bytes < 8 * OFFLOAD_BYTES:
         return False
-    return shape.rate_bps is None or shape.rate_bps >= OFFLOAD_BYTES * 8 / OFFLOAD_BURST_S
+    return shape.rate_bps is None or shape.rate_bps >= OFFLOAD_RATE_BPS
 
 
 def _conditions(shape: Shape) -> Conditions:
