@@ -1,0 +1,125 @@
+"""The engines of a run as the controller holds them: where each is, what it has in hand, how to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import aiohttp
+from pydantic import BaseModel
+
+from prfaas_lab.errors import EngineError
+from prfaas_lab.lab.stages import read_stages
+from prfaas_lab.router.values import EngineView
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
+_STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+class ControlClient:
+    """Asks one process over its Unix socket. Open it with `async with`."""
+
+    def __init__(self, name: str, control_socket: str) -> None:
+        self.name = name
+        connector = aiohttp.UnixConnector(path=control_socket, limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, base_url="http://engine")
+
+    async def __aenter__(self) -> ControlClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._session.close()
+
+    async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+        """POST an order; its stages as they come. Closing the iterator cancels the order.
+
+        Raises EngineError when the order is refused or fails, or the engine goes away.
+        """
+        body = order.model_dump_json()
+        try:
+            async with self._session.post(path, data=body, timeout=_NO_TIMEOUT) as response:
+                await self._refuse_errors(response)
+                async for stage in read_stages(response, self.name):
+                    yield stage
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(f"cannot be reached ({error})", where=self.name) from error
+
+    async def ask(self, path: str, order: BaseModel) -> dict[str, Any]:
+        """POST an order that has one answer. Raises EngineError."""
+        try:
+            async with self._session.post(
+                path, data=order.model_dump_json(), timeout=_NO_TIMEOUT
+            ) as response:
+                await self._refuse_errors(response)
+                answer: dict[str, Any] = await response.json()
+                return answer
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(f"cannot be reached ({error})", where=self.name) from error
+
+    async def state(self) -> dict[str, Any]:
+        """What the engine says of itself now (EngineStats). Raises EngineError."""
+        try:
+            async with self._session.get("/state", timeout=_STATE_TIMEOUT) as response:
+                state: dict[str, Any] = await response.json()
+                return state
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineError(f"cannot be reached ({error!r})", where=self.name) from error
+
+    async def _refuse_errors(self, response: aiohttp.ClientResponse) -> None:
+        if response.status >= 400:
+            text = (await response.text())[:500]
+            raise EngineError(f"refused the order with status {response.status}: {text}", where=self.name)
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    """One engine of the run. The counts are the controller's own, so they are never stale."""
+
+    name: str
+    datacenter: str
+    role: Literal["prefill", "decode"]
+    client: ControlClient
+    capacity: int
+    alive: bool = True
+    waiting_tokens: int = 0
+    orders: set[str] = field(default_factory=set)
+
+    @property
+    def view(self) -> EngineView:
+        """As a policy sees it: prompt tokens still to compute, and orders in hand."""
+        running = min(len(self.orders), self.capacity)
+        return EngineView(
+            name=self.name,
+            datacenter=self.datacenter,
+            role=self.role,
+            queued=len(self.orders) - running,
+            running=running,
+            queued_tokens=self.waiting_tokens,
+            capacity=self.capacity,
+            alive=self.alive,
+        )
+
+    @contextmanager
+    def holding(self, request_id: str, prompt_tokens: int) -> Iterator[Hold]:
+        """Count an order for as long as the context is open."""
+        hold = Hold(self, prompt_tokens)
+        self.orders.add(request_id)
+        self.waiting_tokens += prompt_tokens
+        try:
+            yield hold
+        finally:
+            self.orders.discard(request_id)
+            hold.computed()
+
+
+class Hold:
+    """An order's prompt tokens, counted as waiting until they are computed or the order is gone."""
+
+    def __init__(self, engine: Engine, prompt_tokens: int) -> None:
+        self._engine, self._prompt_tokens = engine, prompt_tokens
+
+    def computed(self) -> None:
+        self._engine.waiting_tokens -= self._prompt_tokens
+        self._prompt_tokens = 0

@@ -1,0 +1,118 @@
+"""What the controller tells its processes: the messages of zygote, engines and verifiers.
+
+All travel as JSON over Unix sockets that only this run can reach.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prfaas_lab.engine.corruption import Corruption
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
+from prfaas_lab.spec.topology import Spec
+
+HANDOVER_LAYER = 0xFFFF
+HANDOVER_BYTES = 8
+
+
+def handover_key() -> SegmentKey:
+    """The segment that ends every transfer: the first token, which only prefill's logits know."""
+    return SegmentKey(layer=HANDOVER_LAYER, part=0, chunk=0)
+
+
+class LoadModel(Spec):
+    """First message to the zygote."""
+
+    model: Model
+    chunk_tokens: int
+
+
+class ModelReady(Spec):
+    """The zygote's answer: what the controller must know of the model without importing torch."""
+
+    kind: Literal["ready"] = "ready"
+    title: str
+    vocab_size: int
+    parameters: int
+    token_bytes: int
+    state_bytes: int
+    load_s: float
+
+
+class EngineOrder(Spec):
+    """Become an engine."""
+
+    kind: Literal["engine"] = "engine"
+    name: str
+    role: Literal["prefill", "decode"]
+    netns: str | None
+    control_socket: str
+    log: str
+    host: str
+    port: int
+    key_hex: str
+    settings: EngineSettings
+    transport: TransportSettings
+    path_rate_bps: float | None = None
+    path_rtt_s: float | None = None
+    corrupt: Corruption | None = None
+
+
+class VerifierOrder(Spec):
+    """Become a verifier: one-process generation to compare with."""
+
+    kind: Literal["verifier"] = "verifier"
+    name: str
+    control_socket: str
+    log: str
+    chunk_tokens: int
+    netns: None = None
+
+
+Order = Annotated[EngineOrder | VerifierOrder, Field(discriminator="kind")]
+
+
+class Forked(Spec):
+    kind: Literal["forked"] = "forked"
+    name: str
+    pid: int
+
+
+class Exited(Spec):
+    kind: Literal["exited"] = "exited"
+    name: str
+    pid: int
+    status: str
+
+
+class Refused(Spec):
+    """The zygote cannot go on; `text` says why in words a person can use."""
+
+    kind: Literal["refused"] = "refused"
+    text: str
+
+
+Answer = Annotated[ModelReady | Forked | Exited | Refused, Field(discriminator="kind")]
+
+
+class PrefillOrder(Spec):
+    request_id: str
+    prompt: tuple[int, ...]
+    output_tokens: int
+    decode_host: str
+    decode_port: int
+
+
+class DecodeOrder(Spec):
+    request_id: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+class VerifyOrder(Spec):
+    request_id: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]

@@ -1,0 +1,232 @@
+"""A request's way: routed, prefilled, its KVCache handed over, decoded; every stage into the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from prfaas_lab.errors import EngineError, LabError
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.router.values import DatacenterView, PathView, Placement, Plan, Route, View
+from prfaas_lab.workload.request import Request
+
+
+class Network(Protocol):
+    """What a service must know of the network."""
+
+    def data_address(self, source: str, destination: str) -> tuple[str, int]:
+        """Host and port to dial from one engine to reach another's receiver."""
+        ...
+
+    def paths(self) -> tuple[PathView, ...]:
+        """The way from every PrfaaS datacenter to every local one, as it is now."""
+        ...
+
+
+@dataclass(slots=True)
+class _Flight:
+    """What is known of one request's hand-over; its two ends report separately."""
+
+    request: Request
+    placement: Placement | None = None
+    stage: str = "route"
+    tokens: list[int] = field(default_factory=list)
+    sent: dict[str, Any] = field(default_factory=dict)
+    received: dict[str, Any] = field(default_factory=dict)
+
+
+class Service:
+    """Serves requests on the engines of a run. `plan` may be replaced at any time, in one assignment."""
+
+    def __init__(
+        self,
+        *,
+        engines: dict[str, Engine],
+        datacenters: tuple[DatacenterView, ...],
+        network: Network,
+        route: Route,
+        plan: Plan,
+        expected_bytes: Callable[[int], int],
+        ledger: Ledger,
+    ) -> None:
+        """`expected_bytes(prompt_tokens)` is the layout's prediction of what crosses."""
+        self.plan = plan
+        self._engines, self._datacenters, self._network = engines, datacenters, network
+        self._route, self._expected_bytes, self._ledger = route, expected_bytes, ledger
+
+    async def serve(self, request: Request) -> list[int] | None:
+        """The request's output tokens, or None when it failed; the ledger has the reason.
+
+        Cancelled, it records the failure and frees what the engines held.
+        """
+        ledger = self._ledger
+        ledger.record(
+            ev.RequestSubmitted(
+                at_s=ledger.now(),
+                request_id=request.id,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+            )
+        )
+        flight = _Flight(request)
+        try:
+            flight.placement = self._place(request)
+            await self._carry(flight, flight.placement)
+        except LabError as error:
+            self._fail(flight, str(error))
+            return None
+        except asyncio.CancelledError:
+            self._fail(flight, "given up: the run was stopped, or did not drain in time")
+            raise
+        ledger.record(ev.RequestFinished(at_s=ledger.now(), request_id=request.id))
+        return flight.tokens
+
+    def view(self) -> View:
+        """The deployment now."""
+        return View(
+            datacenters=self._datacenters,
+            engines=tuple(engine.view for engine in self._engines.values()),
+            paths=self._network.paths(),
+        )
+
+    def _place(self, request: Request) -> Placement:
+        plan, ledger = self.plan, self._ledger
+        placement = self._route(request, self.view(), plan)
+        ledger.record(
+            ev.RequestRouted(
+                at_s=ledger.now(),
+                request_id=request.id,
+                prefill=placement.prefill,
+                decode=placement.decode,
+                offloaded=placement.offloaded,
+                uncached_tokens=placement.uncached_tokens,
+                threshold_tokens=plan.threshold_tokens,
+                reason=placement.reason,
+            )
+        )
+        return placement
+
+    async def _carry(self, flight: _Flight, placement: Placement) -> None:
+        """Both ends at once: decode reserves memory and waits, then prefill computes and sends."""
+        flight.stage, reserved = "reserve", asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as ends:
+                ends.create_task(
+                    self._decode(flight, placement, reserved), name=f"decode {flight.request.id}"
+                )
+                await reserved.wait()
+                flight.stage = "prefill"
+                ends.create_task(self._prefill(flight, placement), name=f"prefill {flight.request.id}")
+        except BaseExceptionGroup as errors:
+            raise the_fault(errors) from errors
+        self._hand_over(flight, placement)
+
+    async def _decode(self, flight: _Flight, placement: Placement, reserved: asyncio.Event) -> None:
+        request, engine = flight.request, self._engines[placement.decode]
+        order = DecodeOrder(
+            request_id=request.id, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens
+        )
+        async with AsyncExitStack() as stack:
+            stack.enter_context(engine.holding(request.id, 0))
+            stages = await stack.enter_async_context(aclosing(engine.client.stages("/decode", order)))
+            async for stage in stages:
+                match stage["stage"]:
+                    case "reserved":
+                        reserved.set()
+                    case "received":
+                        flight.stage, flight.received = "restore", stage
+                    case "restored":
+                        flight.stage = "decode"
+                        self._record_restored(request, engine, stage["at"])
+                    case "token":
+                        self._record_token(flight, engine, stage["token"])
+
+    async def _prefill(self, flight: _Flight, placement: Placement) -> None:
+        request, engine = flight.request, self._engines[placement.prefill]
+        host, port = self._network.data_address(placement.prefill, placement.decode)
+        order = PrefillOrder(
+            request_id=request.id,
+            prompt=request.prompt,
+            output_tokens=request.output_tokens,
+            decode_host=host,
+            decode_port=port,
+        )
+        async with AsyncExitStack() as stack:
+            hold = stack.enter_context(engine.holding(request.id, request.prompt_tokens))
+            stages = await stack.enter_async_context(aclosing(engine.client.stages("/prefill", order)))
+            async for stage in stages:
+                match stage["stage"]:
+                    case "prefilled":
+                        flight.stage = "transfer"
+                        hold.computed()
+                        self._record_prefill(request, engine, stage)
+                    case "sent":
+                        flight.sent = stage
+
+    def _record_prefill(self, request: Request, engine: Engine, stage: dict[str, Any]) -> None:
+        ledger = self._ledger
+        started_s, finished_s = ledger.at(stage["started_at"]), ledger.at(stage["finished_at"])
+        ledger.record(ev.PrefillStarted(at_s=started_s, request_id=request.id, engine=engine.name))
+        ledger.record(
+            ev.PrefillFinished(
+                at_s=finished_s,
+                request_id=request.id,
+                engine=engine.name,
+                computed_tokens=stage["computed_tokens"],
+            )
+        )
+
+    def _record_restored(self, request: Request, engine: Engine, reading: float) -> None:
+        at_s = self._ledger.at(reading)
+        self._ledger.record(ev.CacheRestored(at_s=at_s, request_id=request.id, engine=engine.name))
+
+    def _record_token(self, flight: _Flight, engine: Engine, token: int) -> None:
+        flight.tokens.append(token)
+        self._ledger.record(
+            ev.TokensEmitted(
+                at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=1
+            )
+        )
+
+    def _hand_over(self, flight: _Flight, placement: Placement) -> None:
+        """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""
+        ledger, request = self._ledger, flight.request
+        sent, received = flight.sent, flight.received
+        ends = {"source": placement.prefill, "destination": placement.decode}
+        ledger.record(
+            ev.TransferStarted(at_s=ledger.at(sent["first_byte_at"]), request_id=request.id, **ends)
+        )
+        ledger.record(
+            ev.TransferFinished(
+                at_s=ledger.at(received["last_byte_at"]),
+                request_id=request.id,
+                sent_bytes=sent["bytes"],
+                received_bytes=received["bytes"],
+                retried_chunks=sent["retried"],
+                **ends,
+            )
+        )
+        expected = self._expected_bytes(request.prompt_tokens) + HANDOVER_BYTES
+        if not sent["bytes"] == received["bytes"] == expected:
+            raise EngineError(
+                f"the layout predicts {expected} bytes of KVCache, "
+                f"{sent['bytes']} were sent and {received['bytes']} received",
+                where=f"{placement.prefill} -> {placement.decode}",
+            )
+
+    def _fail(self, flight: _Flight, reason: str) -> None:
+        self._ledger.record(
+            ev.RequestFailed(
+                at_s=self._ledger.now(),
+                request_id=flight.request.id,
+                stage=flight.stage,
+                reason=reason,
+            )
+        )

@@ -1,0 +1,100 @@
+"""What is read at intervals during a run: engines, links, the machine; all of it into the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from prfaas_lab.errors import EngineError
+from prfaas_lab.fabric.network import Fabric
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.ledger import Ledger
+
+LINK_INTERVAL_S = 0.1
+ENGINE_INTERVAL_S = 0.5
+MACHINE_INTERVAL_S = 0.5
+_TIMER_PROBE_S = 0.05
+
+
+async def watch_links(fabric: Fabric, ledger: Ledger) -> None:
+    """Counters of every link direction, for as long as it is left to run."""
+    while True:
+        samples = await asyncio.to_thread(_sample_links, fabric, ledger)
+        for sample in samples:
+            ledger.record(sample)
+        await asyncio.sleep(LINK_INTERVAL_S)
+
+
+def _sample_links(fabric: Fabric, ledger: Ledger) -> list[ev.LinkSampled]:
+    samples = []
+    for link, source in fabric.directions:
+        counters = fabric.counters(link, source)
+        samples.append(
+            ev.LinkSampled(
+                at_s=ledger.now(),
+                link=link,
+                source=source,
+                configured_bps=fabric.shape(link, source).rate_bps,
+                bytes_total=counters.bytes_total,
+                packets_total=counters.packets_total,
+                dropped_total=counters.dropped_total,
+                backlog_bytes=counters.backlog_bytes,
+            )
+        )
+    return samples
+
+
+async def watch_engines(engines: Iterable[Engine], ledger: Ledger) -> None:
+    """Every live engine's own account of itself. One that does not answer is skipped: its end, if
+    it has ended, is told by the zygote."""
+    engines = tuple(engines)
+    while True:
+        await asyncio.gather(*(_sample_engine(engine, ledger) for engine in engines if engine.alive))
+        await asyncio.sleep(ENGINE_INTERVAL_S)
+
+
+async def _sample_engine(engine: Engine, ledger: Ledger) -> None:
+    try:
+        state = await engine.client.state()
+    except EngineError:
+        return
+    ledger.record(
+        ev.EngineSampled(
+            at_s=ledger.now(),
+            engine=engine.name,
+            queued=state["queued"],
+            running=state["running"],
+            busy_s=state["busy_s"],
+            tokens_total=state["tokens_total"],
+        )
+    )
+
+
+async def watch_machine(ledger: Ledger) -> None:
+    """CPU use of the whole machine, and by how much this loop's timers come late."""
+    before, worst_lag_s, due = _cpu_ticks(), 0.0, ledger.now() + MACHINE_INTERVAL_S
+    while True:
+        asked = time.monotonic()
+        await asyncio.sleep(_TIMER_PROBE_S)
+        worst_lag_s = max(worst_lag_s, time.monotonic() - asked - _TIMER_PROBE_S)
+        if ledger.now() >= due:
+            after = _cpu_ticks()
+            busy, total = after[0] - before[0], after[1] - before[1]
+            fraction = busy / total if total else 0.0
+            ledger.record(
+                ev.MachineSampled(at_s=ledger.now(), cpu_fraction=fraction, timer_lag_s=worst_lag_s)
+            )
+            before, worst_lag_s, due = after, 0.0, ledger.now() + MACHINE_INTERVAL_S
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """(busy, all) ticks of all cores since boot. Time stolen by a hypervisor counts as busy: it is
+    not there for us. See proc_stat(5)."""
+    user, nice, system, idle, iowait, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    busy = user + nice + system + irq + softirq + steal
+    return busy, busy + idle + iowait

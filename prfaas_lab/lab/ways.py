@@ -1,0 +1,52 @@
+"""The ways between datacenters, as policies and engines must know them."""
+
+from __future__ import annotations
+
+from prfaas_lab.fabric.network import DATA_PORT, Fabric
+from prfaas_lab.router.values import PathView
+from prfaas_lab.spec.topology import Topology
+
+
+class Ways:
+    """Reads the network that is up: addresses to dial, and how each PrfaaS -> local path is now."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        topology = fabric.topology
+        self._pairs = [
+            (prfaas, local)
+            for prfaas in topology.prfaas
+            for local in topology.local
+            if _joined(topology, prfaas, local)
+        ]
+        self._engines = {name: next(iter(topology.engine_names(name))) for name in topology.datacenters}
+
+    def data_address(self, source: str, destination: str) -> tuple[str, int]:
+        """Host and port to dial from one engine to reach another's receiver."""
+        return self._fabric.endpoint(source, destination), DATA_PORT
+
+    def paths(self) -> tuple[PathView, ...]:
+        """The way from every PrfaaS datacenter to every local one, as it is shaped now."""
+        return tuple(self.path(source, destination) for source, destination in self._pairs)
+
+    def path(self, source: str, destination: str) -> PathView:
+        """The narrowest rate on the way, and the delay there and back."""
+        fabric = self._fabric
+        there = fabric.path(self._engines[source], self._engines[destination])
+        back = fabric.path(self._engines[destination], self._engines[source])
+        rates = [rate for step in there if (rate := fabric.shape(*step).rate_bps) is not None]
+        rate_bps = min(rates, default=None)
+        return PathView(
+            source=source,
+            destination=destination,
+            rate_bps=rate_bps,
+            rtt_s=sum(fabric.shape(*step).delay_s for step in (*there, *back)),
+            up=rate_bps != 0,
+        )
+
+
+def _joined(topology: Topology, source: str, destination: str) -> bool:
+    try:
+        return bool(topology.path(source, destination))
+    except LookupError:
+        return False

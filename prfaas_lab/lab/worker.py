@@ -1,0 +1,232 @@
+"""An engine's process: its executor, its end of the transport, and its control socket.
+
+Control is aiohttp over a Unix socket (`curl --unix-socket ... http://engine/state` works). An order
+is a POST whose answer is a stream of JSON lines, one per stage; a caller that goes away cancels its
+order, and frees what it held. Stamps are CLOCK_MONOTONIC seconds, comparable between processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import uvloop
+from aiohttp import web
+
+from prfaas_lab.engine.corruption import corruption_filter
+from prfaas_lab.engine.decode import DecodeEngine
+from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
+from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
+from prfaas_lab.lab.orders import (
+    HANDOVER_BYTES,
+    DecodeOrder,
+    EngineOrder,
+    Order,
+    PrefillOrder,
+    VerifierOrder,
+    VerifyOrder,
+    handover_key,
+)
+from prfaas_lab.lab.stages import StageStream
+from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.model.torch_cache import layout_of
+from prfaas_lab.model.torch_reference import explain, generate
+from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
+
+_LARGEST_ORDER_BYTES = 1 << 26
+
+
+class Role(Protocol):
+    """What a process does with the orders it gets, for as long as its context is open."""
+
+    async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]: ...
+
+
+def run(order: Order, model: Any) -> None:
+    """Serve until SIGTERM. Returns on a clean stop; raises on anything else."""
+    uvloop.run(_serve(order, model))
+
+
+async def _serve(order: Order, model: Any) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with AsyncExitStack() as stack:
+        app = web.Application(client_max_size=_LARGEST_ORDER_BYTES)
+        app.add_routes(await _role(order, model).open(stack))
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await _listen(runner, order.control_socket)
+        await stop.wait()
+
+
+async def _listen(runner: web.AppRunner, path: str) -> None:
+    """Appear under the final name only once ready, so that whoever sees the socket can connect."""
+    await web.UnixSite(runner, path + ".new").start()
+    os.rename(path + ".new", path)
+
+
+def _role(order: Order, model: Any) -> Role:
+    if isinstance(order, VerifierOrder):
+        return VerifierRole(order, model)
+    return PrefillRole(order, model) if order.role == "prefill" else DecodeRole(order, model)
+
+
+class PrefillRole:
+    """Prefills, and sends each layer's chunk while the next computes."""
+
+    def __init__(self, order: EngineOrder, model: Any) -> None:
+        layout = layout_of(model, order.settings.chunk)
+        outgoing = corruption_filter(order.corrupt, layout) if order.corrupt else None
+        executor = TorchPrefill(model, layout, outgoing)
+        self._engine = PrefillEngine(executor, max_queue=order.settings.max_queue, clock=time.monotonic)
+        self._sender = KVSender(
+            key=bytes.fromhex(order.key_hex),
+            fingerprint=layout.fingerprint,
+            settings=_limits(order),
+            clock=time.monotonic,
+        )
+
+    async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        stack.push_async_callback(self._sender.close)
+        await stack.enter_async_context(self._engine)
+        return [web.get("/state", self._state), web.post("/prefill", self._prefill)]
+
+    async def _state(self, http: web.Request) -> web.Response:
+        return web.json_response(asdict(self._engine.stats))
+
+    async def _prefill(self, http: web.Request) -> web.StreamResponse:
+        order = PrefillOrder.model_validate_json(await http.read())
+        async with StageStream(http) as stages:
+            outgoing = await self._sender.open(order.request_id, (order.decode_host, order.decode_port))
+            try:
+                job = PrefillJob(request_id=order.request_id, prompt=order.prompt)
+                result = await self._engine.run(job, outgoing.send)
+                token = result.first_token.to_bytes(HANDOVER_BYTES, "little")
+                outgoing.send(handover_key(), memoryview(token))
+                await stages.say(
+                    "prefilled",
+                    started_at=result.started_at,
+                    finished_at=result.finished_at,
+                    computed_tokens=result.computed_tokens,
+                )
+                sent = await outgoing.finish()
+            except BaseException:
+                outgoing.cancel()
+                raise
+            await stages.say("sent", **asdict(sent))
+        return stages.response
+
+
+class DecodeRole:
+    """Receives KVCache into place, and decodes all its sequences in one batch."""
+
+    def __init__(self, order: EngineOrder, model: Any) -> None:
+        layout = layout_of(model, order.settings.chunk)
+        executor = TorchDecode(model, layout, max_batch=order.settings.max_batch)
+        self._order = order
+        self._engine = DecodeEngine(executor, max_batch=order.settings.max_batch, clock=time.monotonic)
+        self._receiver = KVReceiver(
+            key=bytes.fromhex(order.key_hex),
+            fingerprint=layout.fingerprint,
+            settings=_limits(order),
+            clock=time.monotonic,
+        )
+
+    async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        await stack.enter_async_context(self._engine)
+        await self._receiver.start(self._order.host, self._order.port)
+        stack.push_async_callback(self._receiver.close)
+        return [web.get("/state", self._state), web.post("/decode", self._decode)]
+
+    async def _state(self, http: web.Request) -> web.Response:
+        return web.json_response(asdict(self._engine.stats))
+
+    async def _decode(self, http: web.Request) -> web.StreamResponse:
+        order = DecodeOrder.model_validate_json(await http.read())
+        async with StageStream(http) as stages:
+            cache = self._engine.reserve(order.request_id, order.prompt_tokens, order.output_tokens)
+            try:
+                landing = _Landing(cache)
+                incoming = self._receiver.expect(order.request_id, landing.destination)
+                try:
+                    await stages.say("reserved")
+                    received = await incoming.done()
+                finally:
+                    incoming.cancel()
+                first_token = landing.settle()
+                await stages.say("received", **asdict(received))
+                await self._generate(order, first_token, stages)
+            finally:
+                self._engine.release(order.request_id)
+        return stages.response
+
+    async def _generate(self, order: DecodeOrder, first_token: int, stages: StageStream) -> None:
+        restored_at: list[float] = []
+        generated = self._engine.generate(
+            order.request_id, first_token, on_restored=lambda: restored_at.append(time.monotonic())
+        )
+        async with aclosing(generated) as tokens:
+            async for token in tokens:
+                if restored_at:
+                    await stages.say("restored", at=restored_at.pop())
+                await stages.say("token", token=token)
+
+
+class _Landing:
+    """Where one transfer's segments go: the request's cache, and the first token beside it."""
+
+    def __init__(self, cache: IncomingCache) -> None:
+        self._cache, self._token = cache, bytearray(HANDOVER_BYTES)
+        self._keys: set[SegmentKey] = set()
+
+    def destination(self, key: SegmentKey, nbytes: int) -> memoryview:
+        """Raises ValueError or SegmentRefused for a segment that has no place here."""
+        if key == handover_key():
+            if nbytes != HANDOVER_BYTES:
+                raise ValueError(f"a first token of {nbytes} bytes")
+            return memoryview(self._token)
+        memory = self._cache.destination(key, nbytes)
+        self._keys.add(key)
+        return memory
+
+    def settle(self) -> int:
+        """Once the transfer is done: mark what came as arrived; the first token."""
+        for key in self._keys:
+            self._cache.arrived(key)
+        return int.from_bytes(self._token, "little")
+
+
+class VerifierRole:
+    """Generates in one process what the engines generated together, and compares."""
+
+    def __init__(self, order: VerifierOrder, model: Any) -> None:
+        self._chunk_tokens, self._model = order.chunk_tokens, model
+
+    async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        return [web.post("/verify", self._verify)]
+
+    async def _verify(self, http: web.Request) -> web.Response:
+        order = VerifyOrder.model_validate_json(await http.read())
+        reference = generate(self._model, order.prompt, len(order.tokens), self._chunk_tokens)
+        outcome, detail = explain(reference, order.tokens)
+        return web.json_response({"outcome": outcome, "detail": detail})
+
+
+def _limits(order: EngineOrder) -> Limits:
+    path = None
+    if order.path_rate_bps and order.path_rtt_s:
+        path = PathHint(rate_bps=order.path_rate_bps, rtt_s=order.path_rtt_s)
+    wanted = order.transport.connections
+    return Limits(
+        connections=None if wanted == "auto" else wanted,
+        path=path,
+        window_bytes=order.transport.window,
+        progress_timeout_s=order.transport.timeout,
+    )
