@@ -21,13 +21,13 @@ class Family:
     config: Mapping[str, Any] = field(repr=False)
 
 
-def _qwen3_next(*, layers: int, hidden: int, linear_heads: int) -> Mapping[str, Any]:
+def _qwen3_next(*, layers: int, hidden: int, intermediate: int, linear_heads: int) -> Mapping[str, Any]:
     """Dense Qwen3-Next: three gated delta nets, then one full attention with two KV heads."""
     return MappingProxyType(
         {
             "vocab_size": VOCABULARY,
             "hidden_size": hidden,
-            "intermediate_size": 3 * hidden,
+            "intermediate_size": intermediate,
             "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -81,13 +81,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 name="qwen3-next-tiny",
                 family="qwen3_next",
                 purpose="4 layers, 1 M parameters, GDN:full 3:1; the default, quick enough for CI",
-                config=_qwen3_next(layers=4, hidden=128, linear_heads=4),
+                config=_qwen3_next(layers=4, hidden=128, intermediate=384, linear_heads=4),
             ),
             Family(
                 name="qwen3-next-small",
                 family="qwen3_next",
                 purpose="8 layers, 5.8 M parameters, GDN:full 3:1; more bytes and more work per token",
-                config=_qwen3_next(layers=8, hidden=256, linear_heads=8),
+                config=_qwen3_next(layers=8, hidden=256, intermediate=576, linear_heads=8),
             ),
             Family(
                 name="kimi-linear-tiny",

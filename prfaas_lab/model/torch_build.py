@@ -1,4 +1,7 @@
-"""The real hybrid model: built from a seed, or loaded from a folder or the local hub cache."""
+"""The real hybrid model: built from a seed, or loaded from a folder or the local hub cache.
+
+Nothing is downloaded in a run: it would take minutes, and retries of a hub that is out of reach too.
+"""
 
 from __future__ import annotations
 
@@ -101,14 +104,14 @@ def _load(path: str) -> PreTrainedModel:
         raise LabError("there is no such folder", where=where, remedy="give a folder that holds config.json")
     source = str(folder) if local else path
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
         _refuse_unmovable(config, where)
-        model: PreTrainedModel = _AUTO.from_pretrained(source, dtype=torch.float32)
+        model: PreTrainedModel = _AUTO.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         remedy = (
             "the folder needs config.json and model.safetensors of a causal language model"
             if local
-            else "download it where there is a network, and set model.path to the folder"
+            else f"download it first with `hf download {path}`, or set model.path to a local folder"
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(f"cannot load the model: {reason}", where=where, remedy=remedy) from error
