@@ -1,0 +1,277 @@
+"""A topology as a running deployment: network, engines, and the service that uses them.
+
+Two steps, since the network must be up before an event loop starts: `bring_up` (blocking) makes the
+namespaces while the zygote loads the model; `Foundation.deploy` (on the loop) starts the engines,
+measures the links, and yields a `Deployment` that is ready to serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prfaas_lab.engine.corruption import Corruption
+from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric import network
+from prfaas_lab.fabric.measure import judge, measure
+from prfaas_lab.fabric.network import DATA_PORT, Fabric
+from prfaas_lab.fabric.ownership import Ownership
+from prfaas_lab.lab.engines import ControlClient, Engine
+from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
+from prfaas_lab.lab.processes import Processes, last_words
+from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.versions import versions
+from prfaas_lab.lab.watch import watch_engines, watch_links, watch_machine
+from prfaas_lab.lab.ways import Ways
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.metrics.run import run_started
+from prfaas_lab.router import DatacenterView, Plan, Route
+from prfaas_lab.spec.scenario import Resolved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked of a run beyond its scenario."""
+
+    out: Path
+    shaper: str = "auto"
+    allow_unfaithful: bool = False
+    corrupt: Corruption | None = None
+    """Hidden: damage this kind of KVCache in every transfer, to prove that verification bites."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Engines that are ready, over links that were measured. `processes` can fork more helpers."""
+
+    resolved: Resolved
+    fabric: Fabric
+    engines: dict[str, Engine]
+    service: Service
+    model: ModelReady
+    start_verifier: Callable[[int], Awaitable[tuple[str, str]]]
+
+
+@contextmanager
+def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[Foundation]:
+    """The network, and meanwhile the zygote with the model; both gone at exit. Blocks.
+
+    Raises LabError when the machine cannot carry it.
+    """
+    scenario = resolved.scenario
+    with ExitStack() as stack:
+        ownership = Ownership(f"{int(time.time()):x}{secrets.token_hex(2)}")
+        stack.callback(ownership.release)
+        load = LoadModel(model=scenario.model, chunk_tokens=scenario.engine.chunk)
+        processes = Processes(load, options.out / "zygote.log")
+        stack.callback(processes.kill)
+        ownership.claim_process(processes.pid)
+        fabric = stack.enter_context(
+            network.up(
+                resolved.topology,
+                run_id=ownership.run_id,
+                ownership=ownership,
+                shaper=options.shaper,
+                scale=scenario.scale,
+                time_scale=scenario.time_scale,
+                seed=scenario.seed,
+            )
+        )
+        ledger.record(
+            run_started(
+                resolved, at_s=ledger.now(), mode="emulate", shaper=fabric.shaper, versions=versions()
+            )
+        )
+        foundation = Foundation(resolved, options, ledger, fabric, processes, ownership)
+        foundation.phase("network", 1, 1, fabric.reason)
+        yield foundation
+
+
+@dataclass(slots=True)
+class Foundation:
+    """A network that is up and a zygote that is loading, waiting for an event loop."""
+
+    resolved: Resolved
+    options: Options
+    ledger: Ledger
+    fabric: Fabric
+    processes: Processes
+    ownership: Ownership
+    engines: dict[str, Engine] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def deploy(self, route: Route) -> AsyncIterator[Deployment]:
+        """Start the engines, measure the links, watch everything; ended and reaped at exit.
+
+        Raises LabError when an engine is not ready in time, or a link is off its spec.
+        """
+        async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+            group.create_task(self.processes.watch(self._on_exit), name="zygote")
+            stack.push_async_callback(self.processes.close)
+            stack.callback(self.phase, "teardown")
+            model = await self._load()
+            await self._start_engines(stack)
+            await self._measure_links()
+            deployment = Deployment(
+                resolved=self.resolved,
+                fabric=self.fabric,
+                engines=self.engines,
+                service=self._service(route, model),
+                model=model,
+                start_verifier=self._start_verifier,
+            )
+            async with _meanwhile(
+                watch_links(self.fabric, self.ledger),
+                watch_engines(self.engines.values(), self.ledger),
+                watch_machine(self.ledger),
+            ):
+                yield deployment
+
+    def phase(self, name: str, done: int | None = None, total: int | None = None, detail: str = "") -> None:
+        """Tell the ledger how far the run is."""
+        event = ev.PhaseChanged(at_s=self.ledger.now(), name=name, done=done, total=total, detail=detail)
+        self.ledger.record(event)
+
+    async def _load(self) -> ModelReady:
+        self.phase("model", 0, 1)
+        model = await self.processes.ready(self.resolved.scenario.engine.ready_timeout)
+        detail = f"{model.title}: {model.parameters / 1e6:.1f} M parameters in {model.load_s:.1f} s"
+        self.phase("model", 1, 1, detail)
+        return model
+
+    async def _start_engines(self, stack: AsyncExitStack) -> None:
+        """All at once, each in its namespace; they are ready when their control sockets answer."""
+        key = secrets.token_hex(32)
+        topology = self.resolved.topology
+        names = [(name, dc) for dc in topology.datacenters for name in topology.engine_names(dc)]
+        self.phase("engines", 0, len(names))
+        async with asyncio.TaskGroup() as group:
+            for name, datacenter in names:
+                group.create_task(self._start_engine(name, datacenter, key, len(names), stack), name=name)
+
+    async def _start_engine(
+        self, name: str, datacenter: str, key: str, total: int, stack: AsyncExitStack
+    ) -> None:
+        order = self._engine_order(name, datacenter, key)
+        pid = await self.processes.fork(order, self.resolved.scenario.engine.ready_timeout)
+        self.ownership.claim_process(pid)
+        client = await stack.enter_async_context(ControlClient(name, order.control_socket))
+        self.engines[name] = Engine(
+            name=name,
+            datacenter=datacenter,
+            role=order.role,
+            client=client,
+            capacity=order.settings.max_batch if order.role == "decode" else 1,
+        )
+        self.ledger.record(
+            ev.EngineStarted(
+                at_s=self.ledger.now(),
+                engine=name,
+                datacenter=datacenter,
+                role=order.role,
+                netns=order.netns or "",
+                pid=pid,
+            )
+        )
+        self.phase("engines", len(self.engines), total)
+
+    def _engine_order(self, name: str, datacenter: str, key: str) -> EngineOrder:
+        scenario, node = self.resolved.scenario, self.fabric.nodes[name]
+        ways = Ways(self.fabric).paths()
+        longest = max(
+            (way for way in ways if way.source == datacenter and way.rate_bps),
+            key=lambda way: (way.rate_bps or 0.0) * way.rtt_s,
+            default=None,
+        )
+        return EngineOrder(
+            name=name,
+            role=self.resolved.topology.engine_names(datacenter)[name],
+            netns=node.netns,
+            control_socket=str(self.ownership.sockets / f"{name}.sock"),
+            log=str(self.options.out / f"{name}.log"),
+            host=node.address,
+            port=DATA_PORT,
+            key_hex=key,
+            settings=scenario.engine,
+            transport=scenario.transport,
+            path_rate_bps=longest.rate_bps if longest else None,
+            path_rtt_s=longest.rtt_s if longest else None,
+            corrupt=self.options.corrupt,
+        )
+
+    async def _measure_links(self) -> None:
+        """Before anything else is on them. Raises FabricError when one is not what its spec says."""
+        self.phase("links", 0, len(self.fabric.directions))
+        faults: list[str] = []
+        for measurement in await measure(self.fabric):
+            reasons = tuple(judge(measurement, self.resolved.scenario.tolerance))
+            faults += reasons
+            self.ledger.record(
+                ev.LinkMeasured(
+                    at_s=self.ledger.now(),
+                    link=measurement.link,
+                    source=measurement.source,
+                    configured_bps=measurement.configured_bps,
+                    measured_bps=measurement.measured_bps,
+                    configured_rtt_ms=1e3 * measurement.configured_rtt_s,
+                    measured_rtt_ms=1e3 * measurement.measured_rtt_s,
+                    reasons=reasons,
+                )
+            )
+        self.phase("links", len(self.fabric.directions), len(self.fabric.directions))
+        if faults and not self.options.allow_unfaithful:
+            raise FabricError(
+                "the network is not what the topology says: " + "; ".join(faults),
+                remedy="quieten the machine, lower the rates (scale), or accept it with --allow-unfaithful",
+            )
+
+    def _service(self, route: Route, model: ModelReady) -> Service:
+        topology, scenario = self.resolved.topology, self.resolved.scenario
+        return Service(
+            engines=self.engines,
+            datacenters=tuple(
+                DatacenterView(name=name, role=site.role) for name, site in topology.datacenters.items()
+            ),
+            network=Ways(self.fabric),
+            route=route,
+            plan=Plan(threshold_tokens=scenario.policy.threshold),
+            expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
+            ledger=self.ledger,
+        )
+
+    async def _start_verifier(self, number: int) -> tuple[str, str]:
+        """A process that generates alone, from the same weights; its name and control socket."""
+        order = VerifierOrder(
+            name=f"verifier-{number}",
+            control_socket=str(self.ownership.sockets / f"verifier-{number}.sock"),
+            log=str(self.options.out / "verifier.log"),
+            chunk_tokens=self.resolved.scenario.engine.chunk,
+        )
+        pid = await self.processes.fork(order, self.resolved.scenario.engine.ready_timeout)
+        self.ownership.claim_process(pid)
+        return order.name, order.control_socket
+
+    def _on_exit(self, name: str, status: str) -> None:
+        words = last_words(str(self.options.out / f"{name}.log"))
+        self.ledger.record(
+            ev.EngineDied(at_s=self.ledger.now(), engine=name, exit_status=status, last_words=words)
+        )
+        if name in self.engines:
+            self.engines[name].alive = False
+
+
+@asynccontextmanager
+async def _meanwhile(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these beside the body, and cancel them when it ends."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+        yield
+        for task in tasks:
+            task.cancel()

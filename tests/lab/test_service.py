@@ -1,0 +1,158 @@
+"""Claims about a request's way, with engines that follow a script instead of processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from prfaas_lab.errors import EngineError
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder
+from prfaas_lab.lab.service import Service
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.router import DatacenterView, PathView, Plan, policy
+from prfaas_lab.workload.request import Request
+
+TOKEN_BYTES, STATE_BYTES = 10, 100
+
+
+class ScriptedEngines:
+    """Both ends of a hand-over in one: decode waits for the transfer that prefill makes."""
+
+    def __init__(self, *, received_bytes: int | None = None, die_at: str = "", hang_at: str = "") -> None:
+        self.received_bytes, self.die_at, self.hang_at = received_bytes, die_at, hang_at
+        self.arrived = asyncio.Event()
+        self.open_orders: list[str] = []
+        self.sent_bytes = 0
+
+    async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+        self.open_orders.append(path)
+        try:
+            script = self._decode(order) if isinstance(order, DecodeOrder) else self._prefill(order)
+            async for stage in script:
+                if stage["stage"] == self.die_at:
+                    raise EngineError("ended in the middle of an order", where=path)
+                if stage["stage"] == self.hang_at:
+                    await asyncio.Event().wait()
+                yield stage
+        finally:
+            self.open_orders.remove(path)
+
+    async def _decode(self, order: DecodeOrder) -> AsyncGenerator[dict[str, Any], None]:
+        yield {"stage": "reserved"}
+        await self.arrived.wait()
+        size = self.sent_bytes if self.received_bytes is None else self.received_bytes
+        yield {"stage": "received", "bytes": size, "last_byte_at": 3.0}
+        yield {"stage": "restored", "at": 4.0}
+        for token in range(order.output_tokens):
+            yield {"stage": "token", "token": token}
+
+    async def _prefill(self, order: Any) -> AsyncGenerator[dict[str, Any], None]:
+        tokens = len(order.prompt)
+        yield {"stage": "prefilled", "started_at": 1.0, "finished_at": 2.0, "computed_tokens": tokens}
+        self.sent_bytes = STATE_BYTES + TOKEN_BYTES * tokens + HANDOVER_BYTES
+        self.arrived.set()
+        yield {"stage": "sent", "bytes": self.sent_bytes, "first_byte_at": 1.5, "last_ack_at": 3.1, "retried": 0}
+
+
+class TwoDatacenters:
+    def data_address(self, source: str, destination: str) -> tuple[str, int]:
+        return "10.77.0.2", 7000
+
+    def paths(self) -> tuple[PathView, ...]:
+        return (PathView(source="east", destination="west", rate_bps=1e8, rtt_s=0.02),)
+
+
+def deployment(script: ScriptedEngines) -> tuple[Service, dict[str, Engine], Ledger]:
+    ticks = iter(range(10, 10_000))
+    ledger = Ledger(lambda: float(next(ticks)), 0.0)
+    places = {"east-p0": ("east", "prefill"), "west-p0": ("west", "prefill"), "west-d0": ("west", "decode")}
+    engines = {
+        name: Engine(name=name, datacenter=dc, role=role, client=script, capacity=4)  # type: ignore[arg-type]
+        for name, (dc, role) in places.items()
+    }
+    service = Service(
+        engines=engines,
+        datacenters=(DatacenterView(name="east", role="prfaas"), DatacenterView(name="west", role="local")),
+        network=TwoDatacenters(),
+        route=policy("threshold"),
+        plan=Plan(threshold_tokens=8),
+        expected_bytes=lambda tokens: STATE_BYTES + TOKEN_BYTES * tokens,
+        ledger=ledger,
+    )
+    return service, engines, ledger
+
+
+def request(tokens: int = 16) -> Request:
+    return Request(id="r", arrival_s=0.0, prompt=(1,) * tokens, output_tokens=5)
+
+
+def idle(engines: dict[str, Engine], script: ScriptedEngines) -> bool:
+    return not script.open_orders and all(
+        not engine.orders and engine.waiting_tokens == 0 for engine in engines.values()
+    )
+
+
+async def test_a_served_request_gives_its_tokens_and_leaves_the_engines_idle() -> None:
+    script = ScriptedEngines()
+    service, engines, ledger = deployment(script)
+    assert await service.serve(request()) == [0, 1, 2, 3, 4]
+    assert (ledger.tally.completed, ledger.tally.failed, ledger.tally.in_flight) == (1, 0, 0)
+    assert ledger.tally.requests["r"].prefill == "east-p0"
+    assert idle(engines, script)
+
+
+async def test_the_plan_in_force_when_a_request_arrives_decides() -> None:
+    script = ScriptedEngines()
+    service, _, ledger = deployment(script)
+    service.plan = Plan(threshold_tokens=100)
+    await service.serve(request(16))
+    assert ledger.tally.requests["r"].prefill == "west-p0"
+
+
+async def test_bytes_that_differ_from_the_layouts_prediction_fail_the_request() -> None:
+    service, _, ledger = deployment(ScriptedEngines(received_bytes=1))
+    assert await service.serve(request()) is None
+    assert "the layout predicts" in ledger.tally.requests["r"].failure_reason
+
+
+@pytest.mark.parametrize(
+    ("dies", "stage"),
+    [("reserved", "reserve"), ("prefilled", "prefill"), ("received", "transfer"), ("token", "decode")],
+)
+async def test_an_engine_that_dies_fails_the_request_at_its_stage_and_frees_the_other_end(
+    dies: str, stage: str
+) -> None:
+    script = ScriptedEngines(die_at=dies)
+    service, engines, ledger = deployment(script)
+    assert await service.serve(request()) is None
+    record = ledger.tally.requests["r"]
+    assert (record.outcome, record.failure_stage) == ("failed", stage)
+    assert idle(engines, script)
+
+
+@pytest.mark.parametrize("hangs", ["reserved", "prefilled", "received", "token"])
+async def test_a_cancelled_request_is_accounted_for_and_frees_both_ends(hangs: str) -> None:
+    script = ScriptedEngines(hang_at=hangs)
+    service, engines, ledger = deployment(script)
+    flight = asyncio.ensure_future(service.serve(request()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not flight.done()
+    flight.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flight
+    assert (ledger.tally.failed, ledger.tally.in_flight) == (1, 0)
+    assert idle(engines, script)
+
+
+async def test_no_engine_to_route_to_fails_the_request_with_the_reason() -> None:
+    service, engines, ledger = deployment(ScriptedEngines())
+    engines["west-d0"].alive = False
+    assert await service.serve(request()) is None
+    assert ledger.tally.requests["r"].failure_stage == "route"
+    assert "no live decode engine" in ledger.tally.requests["r"].failure_reason
