@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import yaml
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from prfaas_lab.spec.document import add_scalars
 from prfaas_lab.spec.scenario import Resolved, Scenario
@@ -24,8 +26,22 @@ def dump(resolved: Resolved) -> str:
 def schema(kind: Literal["topology", "scenario"]) -> dict[str, Any]:
     """The JSON Schema of a file, for editors."""
     models: dict[str, type[Spec]] = {"topology": Topology, "scenario": Scenario}
-    body = models[kind].model_json_schema(mode="validation")
+    body = models[kind].model_json_schema(schema_generator=_EditorSchema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body}
+
+
+class _EditorSchema(GenerateJsonSchema):
+    """Without titles that repeat the key, and with defaults as one would write them."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        described = super().default_schema(schema)
+        text = schema["schema"].get("serialization", {}).get("function")
+        if text is not None and isinstance(described.get("default"), int | float):
+            described["default"] = text(described["default"])
+        return described
 
 
 class _Dumper(yaml.SafeDumper):

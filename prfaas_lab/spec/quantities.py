@@ -130,17 +130,17 @@ Duration = Annotated[
 """Seconds. `25ms` in a file."""
 Size = Annotated[
     int,
+    Field(le=2**50),
     BeforeValidator(_parse_size),
     _as_text(size_text),
     _text(_NUMBER + r"(?:B|[kK]B|[MGT]B|[KMGT]iB)\s*$", ["64MiB", "512B"]),
-    Field(le=2**50),
 ]
 """Bytes. `64MiB` in a file."""
 Tokens = Annotated[
     int,
+    Field(le=2**40),
     BeforeValidator(units.parse_tokens),
     _text_or_number(_NUMBER + r"(?:[kKM]|[KM]i)?\s*$", "integer", ["512", "19.4K", "128Ki"]),
-    Field(le=2**40),
 ]
 """Tokens. `19.4K` is 19,400; `128Ki` is 131,072."""
 Fraction = Annotated[

@@ -92,8 +92,8 @@ class Link(Impairment):
     second of `between`) and `backward` override them for one."""
 
     between: tuple[Name, Name] = Field(description="the two datacenters it joins", examples=["[east, west]"])
-    forward: Impairment = Impairment()
-    backward: Impairment = Impairment()
+    forward: Impairment = Field(default=Impairment(), description="overrides, first to second of between")
+    backward: Impairment = Field(default=Impairment(), description="overrides, second to first of between")
 
     def direction(self, source: str) -> Impairment:
         """The impairment met by packets that leave `source` over this link."""

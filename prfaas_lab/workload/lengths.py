@@ -1,4 +1,4 @@
-"""How many tokens: distributions that draw, and that a planner can integrate over.
+"""How many tokens: distributions to draw from (`planner.lengths` integrates over the same laws).
 
 Each draws by inverting its distribution function at one uniform number, so that changing a
 parameter keeps every request's rank: a long prompt stays a long one.
@@ -25,9 +25,6 @@ class LengthDistribution(Protocol):
     def cdf(self, tokens: float) -> float:
         """P(L <= tokens)."""
 
-    def mean_up_to(self, tokens: float) -> float:
-        """The partial expectation E[L; L <= tokens]: with cdf, it gives E[L | L <= t] and E[L | L > t]."""
-
     def mean(self) -> float:
         """E[L]."""
 
@@ -46,7 +43,7 @@ def lengths(spec: Lengths) -> LengthDistribution:
 class TruncatedLogNormal:
     """Log-normal, redrawn until it falls within [low, high] (the paper, 4.1).
 
-    `cdf` and the means are those of the continuous law; draws are rounded to whole tokens, which
+    `cdf` and `mean` are those of the continuous law; draws are rounded to whole tokens, which
     moves the mean by less than half a token.
     """
 
@@ -55,29 +52,21 @@ class TruncatedLogNormal:
         self._mass = self._between(low, high, 0.0)
 
     def quantile(self, u: float) -> int:
-        z = self._z_at(u)
-        tokens = round(math.exp(self._mu + self._sigma * z))
-        return min(max(tokens, self._low), self._high)
-
-    def _z_at(self, u: float) -> float:
         below = self._z(self._low)
         if below > 0:  # the upper tail: reckon in its mirror image, where no digits are lost
-            return -float(ndtri(ndtr(-below) - u * self._mass))
-        return float(ndtri(ndtr(below) + u * self._mass))
+            z = -float(ndtri(ndtr(-below) - u * self._mass))
+        else:
+            z = float(ndtri(ndtr(below) + u * self._mass))
+        z = min(max(z, below), self._z(self._high))  # rounding may reach past a far end
+        return min(max(round(math.exp(self._mu + self._sigma * z)), self._low), self._high)
 
     def cdf(self, tokens: float) -> float:
-        return self._between(self._low, self._clipped(tokens), 0.0) / self._mass
-
-    def mean_up_to(self, tokens: float) -> float:
-        # E[X; a < X <= b] = exp(mu + sigma^2/2) (Phi(z_b - sigma) - Phi(z_a - sigma))
-        tilt = math.exp(self._mu + self._sigma**2 / 2)
-        return tilt * self._between(self._low, self._clipped(tokens), self._sigma) / self._mass
+        return self._between(self._low, min(max(tokens, self._low), self._high), 0.0) / self._mass
 
     def mean(self) -> float:
-        return self.mean_up_to(self._high)
-
-    def _clipped(self, tokens: float) -> float:
-        return min(max(tokens, self._low), self._high)
+        # E[X; a < X <= b] = exp(mu + sigma^2/2) (Phi(z_b - sigma) - Phi(z_a - sigma))
+        tilt = math.exp(self._mu + self._sigma**2 / 2)
+        return tilt * self._between(self._low, self._high, self._sigma) / self._mass
 
     def _z(self, tokens: float) -> float:
         return (math.log(tokens) - self._mu) / self._sigma
@@ -105,9 +94,5 @@ class Discrete:
     def cdf(self, tokens: float) -> float:
         return math.fsum(self._shares[: bisect_right(self._tokens, tokens)])
 
-    def mean_up_to(self, tokens: float) -> float:
-        count = bisect_right(self._tokens, tokens)
-        return math.fsum(map(float.__mul__, map(float, self._tokens[:count]), self._shares[:count]))
-
     def mean(self) -> float:
-        return self.mean_up_to(self._tokens[-1])
+        return math.fsum(count * share for count, share in zip(self._tokens, self._shares, strict=True))

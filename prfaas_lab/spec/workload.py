@@ -1,0 +1,119 @@
+"""What a scenario asks for: when requests arrive, and how long they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from prfaas_lab.spec.quantities import Count, Duration, Frequency, Number, Tokens
+from prfaas_lab.spec.topology import Misfit, Spec
+
+# -- lengths -----------------------------------------------------------------------------------
+
+
+class LogNormal(Spec):
+    """Log-normal token counts, redrawn until they fall within [min, max] (the paper, 4.1)."""
+
+    kind: Literal["lognormal"]
+    mu: Number = Field(description="mean of ln(tokens)")
+    sigma: Number = Field(gt=0, le=10, description="standard deviation of ln(tokens)")
+    min: Tokens = Field(default=1, description="shortest")
+    max: Tokens = Field(default=131072, description="longest")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogNormal:
+        if not 0 < self.min < self.max:
+            text = f"min {self.min} and max {self.max} leave no range (need 0 < min < max)"
+            raise Misfit((["min"], text))
+        middle = math.exp(self.mu) if self.mu < 700 else math.inf
+        nearest = math.log(min(max(middle, self.min), self.max))
+        if abs(nearest - self.mu) > 8 * self.sigma:
+            text = f"is the mean of ln(tokens): {self.min} to {self.max} is out of reach (for 400 write 6.0)"
+            raise Misfit((["mu"], text))
+        return self
+
+
+class Fixed(Spec):
+    """Every request has the same token count."""
+
+    kind: Literal["fixed"]
+    tokens: Tokens = Field(gt=0, description="tokens of every one")
+
+
+class Empirical(Spec):
+    """Token counts drawn from a list, optionally weighted."""
+
+    kind: Literal["empirical"]
+    tokens: tuple[Annotated[Tokens, Field(gt=0)], ...] = Field(min_length=1, description="the counts")
+    weights: tuple[Annotated[Number, Field(ge=0)], ...] | None = Field(
+        default=None, description="how likely each is, in any scale; unset: all alike"
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Empirical:
+        if self.weights is not None and len(self.weights) != len(self.tokens):
+            text = f"{len(self.weights)} weights for {len(self.tokens)} token counts (give one each)"
+            raise Misfit((["weights"], text))
+        if self.weights is not None and sum(self.weights) <= 0:
+            raise Misfit((["weights"], "are all zero (give at least one more than 0)"))
+        return self
+
+
+Lengths = Annotated[LogNormal | Fixed | Empirical, Field(discriminator="kind")]
+
+# -- arrivals ----------------------------------------------------------------------------------
+
+
+class Gamma(Spec):
+    """Gamma-distributed gaps: burstiness 1 is Poisson, below 1 burstier (vLLM's definition)."""
+
+    kind: Literal["gamma"]
+    rate: Frequency = Field(gt=0, description="mean arrival rate")
+    burstiness: Number = Field(default=1.0, gt=0, description="the gamma's shape")
+
+
+class Poisson(Spec):
+    """Independent arrivals at a mean rate."""
+
+    kind: Literal["poisson"]
+    rate: Frequency = Field(gt=0, description="mean arrival rate")
+
+
+class OnOff(Spec):
+    """Bursts: gamma arrivals at `rate` for `on`, at `off_rate` for `off`, and again."""
+
+    kind: Literal["onoff"]
+    rate: Frequency = Field(gt=0, description="arrival rate within a burst")
+    on: Duration = Field(gt=0, description="length of a burst; the first starts at once")
+    off: Duration = Field(gt=0, description="time between bursts")
+    off_rate: Frequency = Field(default=0.0, description="arrival rate between bursts")
+    burstiness: Number = Field(default=1.0, gt=0, description="the gamma's shape")
+
+
+class ClosedLoop(Spec):
+    """A fixed number of clients, each sending its next request when its last has ended."""
+
+    kind: Literal["closed"]
+    clients: Count = Field(gt=0, le=10000, description="requests in flight at most")
+    think: Duration = Field(default=0.0, description="pause of a client between two requests")
+
+
+class Uniform(Spec):
+    """Evenly spaced arrivals."""
+
+    kind: Literal["uniform"]
+    rate: Frequency = Field(gt=0, description="mean arrival rate")
+
+
+Arrivals = Annotated[Poisson | Gamma | OnOff | Uniform | ClosedLoop, Field(discriminator="kind")]
+
+
+class Workload(Spec):
+    """What is asked: when requests arrive, how long their prompts and outputs are."""
+
+    requests: Count | None = Field(default=None, gt=0, le=10_000_000, description="stop after this many")
+    arrivals: Arrivals = Field(description="when requests arrive")
+    prompt: Lengths = Field(description="tokens of a prompt")
+    output: Lengths = Field(description="tokens of an answer")
