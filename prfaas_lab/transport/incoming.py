@@ -14,7 +14,7 @@ from prfaas_lab.transport.frames import Header, Refusal
 from prfaas_lab.transport.limits import Limits
 
 Sink = Callable[[SegmentKey, int], memoryview]
-"""(key, bytes of the whole segment) -> its writable destination; ValueError or LookupError: it does not belong."""
+"""(key, bytes of the whole segment) -> its writable destination; ValueError or LookupError refuse it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,8 @@ class Inlet:
                 return
             if not count:
                 raise PeerLost("the sender closed a connection")
+            if self._placing is not None:
+                self._placing.progress_at = self._loop.time()
             self._decoder.received(count)
             budget -= count
             if count < sum(map(len, buffers)):

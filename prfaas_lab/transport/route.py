@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.congestion import ConnectionSample, PathMonitor, PathSample, read_connection
 from prfaas_lab.transport.errors import (
     CorruptSegment,
     HandshakeError,
@@ -59,8 +60,11 @@ class Route:
         self._progress_at = self._loop.time()
         self.transfers: dict[int, Outgoing] = {}
         self.streams: list[SendStream] = []
+        self._monitor = PathMonitor()
+        self.path: PathSample | None = None
         self._tasks.start(self._keep_connected())
         self._tasks.start(self._watch())
+        self._tasks.start(self._sample())
 
     # -- for the sender ------------------------------------------------------------------------
 
@@ -277,20 +281,34 @@ class Route:
             self._end_overdue(now)
             self._keep_alive()
 
+    async def _sample(self) -> None:
+        """Read the kernel's view of every connection. Bytes that it got acknowledged are progress,
+        also while the frame they belong to is not whole."""
+        while True:
+            await asyncio.sleep(self._settings.sample_interval_s)
+            now = self._loop.time()
+            samples: dict[object, ConnectionSample] = {}
+            for stream in self.streams:
+                sample = samples[stream] = read_connection(stream.sock)
+                if stream.note_acked(sample.acked_bytes, now):
+                    self._progress_at = now
+            backlog_bytes = sum(t.enqueued_bytes - t.acked_bytes for t in self.transfers.values())
+            self.path = self._monitor.observe(self._clock(), samples, backlog_bytes=backlog_bytes)
+
     def _drop_stalled(self, now: float) -> None:
-        """One connection hangs while others move: its frames go to them."""
-        moving = now - self._progress_at < self._settings.stream_timeout_s
-        for stream in list(self.streams):
-            if stream.unacked_bytes and moving and now - stream.progress_at > self._settings.stream_timeout_s:
+        """One connection hangs, while others moved after it stopped or have nothing left to do: its
+        frames go to them."""
+        waiting = [stream for stream in self.streams if stream.unacked_bytes]
+        for stream in waiting if len(self.streams) > 1 else ():
+            alone = len(waiting) == 1 or self._progress_at > stream.progress_at
+            if alone and now - stream.progress_at > self._settings.stream_timeout_s:
                 self.lost(stream, PeerLost("a connection made no progress"))
 
     def _end_overdue(self, now: float) -> None:
-        if (
-            not self.streams
-            and self.transfers
-            and now - self._alone_since > self._settings.reconnect_timeout_s
-        ):
-            self._fail_all(PeerLost("every connection was lost, and none came back", where=self._name))
+        if not self.streams:
+            if now - self._alone_since > self._settings.reconnect_timeout_s:
+                self._fail_all(PeerLost("every connection was lost, and none came back", where=self._name))
+            return
         if now - self._progress_at <= self._settings.progress_timeout_s:
             return
         for outgoing in list(self.transfers.values()):

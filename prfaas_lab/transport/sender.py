@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from prfaas_lab.transport.congestion import PathSample
 from prfaas_lab.transport.frames import MAX_CONTROL_BYTES
 from prfaas_lab.transport.limits import Limits
 from prfaas_lab.transport.outgoing import Outgoing
@@ -46,6 +47,10 @@ class KVSender:
         if route is None:
             route = self.routes[peer] = Route(peer, self._key, self._fingerprint, self._settings, self._clock)
         return await route.open(transfer_id, weight=weight, expected_bytes=expected_bytes)
+
+    def paths(self) -> dict[tuple[str, int], PathSample]:
+        """The latest sample of the path to each peer, at most `sample_interval_s` old."""
+        return {peer: route.path for peer, route in self.routes.items() if route.path is not None}
 
     async def close(self) -> None:
         """Transfers that are still open fail with TransferCancelled."""

@@ -44,6 +44,7 @@ class SendStream:
         self._written_bytes = 0  # of the first frame of `_writing`
         self._unacked: deque[Frame] = deque()
         self._acked_frames = 0
+        self._kernel_acked_bytes = 0
         self._polled = self._woken = False
         self.unacked_bytes = 0
         self.progress_at = self._loop.time()
@@ -95,6 +96,13 @@ class SendStream:
                 frame.payload = memoryview(b"")
         if begun is not None and begun.outgoing is outgoing and begun.payload:
             begun.payload = memoryview(bytes(len(begun.payload)))
+
+    def note_acked(self, kernel_acked_bytes: int, now: float) -> bool:
+        """The kernel's count of acknowledged bytes; True when it grew."""
+        grew = kernel_acked_bytes > self._kernel_acked_bytes
+        if grew:
+            self._kernel_acked_bytes, self.progress_at = kernel_acked_bytes, now
+        return grew
 
     # -- writing -------------------------------------------------------------------------------
 

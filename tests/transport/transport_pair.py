@@ -30,8 +30,8 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def pair(
-    sending: Limits = FAST, receiving: Limits | None = None, *, through: Callable[[bytes], bytes] | None = None,
-    key: bytes = KEY, fingerprint: bytes = FINGERPRINT,
+    sending: Limits = FAST, receiving: Limits | None = None, *,
+    through: Callable[[bytes], bytes] | None = None, key: bytes = KEY, fingerprint: bytes = FINGERPRINT,
 ) -> AsyncIterator[Pair]:  # fmt: skip
     """`key` and `fingerprint` are the sender's; `through` is what a proxy does to the sender's bytes."""
     receiver = KVReceiver(
@@ -83,6 +83,7 @@ class Payload:
     sources: list[np.ndarray] = field(init=False)
     places: list[np.ndarray] = field(init=False)
     asked: list[SegmentKey] = field(init=False, default_factory=list)
+    first_asked: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         random = np.random.default_rng(self.seed)
@@ -91,6 +92,7 @@ class Payload:
 
     def sink(self, key: SegmentKey, size: int) -> memoryview:
         self.asked.append(key)
+        self.first_asked.set()
         if key.chunk >= len(self.sizes) or size != self.sizes[key.chunk]:
             raise ValueError(f"no place for {key} of {size} bytes")
         return memoryview(self.places[key.chunk])
@@ -109,3 +111,10 @@ async def begin(link: Pair, payload: Payload, transfer_id: str = "t") -> tuple[I
     outgoing = await link.sender.open(transfer_id, link.peer)
     payload.send(outgoing)
     return incoming, outgoing
+
+
+async def all_connected(link: Pair, connections: int) -> None:
+    """The first transfer needs one connection only; the others come up behind it."""
+    async with asyncio.timeout(2):
+        while len(link.receiver.inlets) < connections:  # noqa: ASYNC110 (nothing announces it)
+            await asyncio.sleep(0.001)

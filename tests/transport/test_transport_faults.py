@@ -1,0 +1,133 @@
+"""Connections die, peers vanish, policies compete: every byte arrives once, or the error says why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+import pytest
+from transport_pair import FAST, Payload, all_connected, begin, pair
+
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.transport.errors import PeerLost, TransportError
+
+
+async def _kill_one_after_another(link, dead: asyncio.Event, every_s: float) -> int:
+    """Cut a receiving connection every so often, in the middle of whatever it reads."""
+    killed = 0
+    while not dead.is_set():
+        await asyncio.sleep(every_s)
+        inlets = sorted(link.receiver.inlets, key=id)
+        if inlets:
+            link.receiver.lost(inlets[killed % len(inlets)], PeerLost("killed by the test"))
+            killed += 1
+    return killed
+
+
+async def test_transfers_survive_connections_that_keep_dying():
+    payloads = {f"t{n}": Payload((3_000_000, 65536, 65536, 10), seed=n) for n in range(30)}
+    limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5)
+    async with pair(limits) as link, asyncio.TaskGroup() as group:
+        over = asyncio.Event()
+        killing = group.create_task(_kill_one_after_another(link, over, 0.005))
+        retried = 0
+        for name, payload in payloads.items():
+            incoming, outgoing = await begin(link, payload, name)
+            sent, received = await outgoing.finish(), await incoming.done()
+            assert sent.bytes == received.bytes == sum(payload.sizes)
+            assert payload.arrived_intact
+            retried += sent.retried
+        over.set()
+        assert await killing > 10
+    assert retried > 0
+
+
+async def test_a_peer_that_dies_for_good_is_lost_on_the_senders_side():
+    async with pair() as link:
+        link.receiver.pause()
+        _, outgoing = await begin(link, Payload((10_000_000,)))
+        await asyncio.sleep(0.01)
+        link.receiver._expected.clear()  # a process that dies says nothing to anybody
+        await link.receiver.close()
+        with pytest.raises(PeerLost):
+            await outgoing.finish()
+
+
+async def test_a_sender_that_dies_for_good_is_lost_on_the_receivers_side():
+    async with pair() as link:
+        incoming, outgoing = await begin(link, Payload((1000,)))
+        await outgoing.drain(0)
+        for route in link.sender.routes.values():
+            route.transfers.clear()  # a process that dies says nothing to anybody
+        await link.sender.close()
+        with pytest.raises(PeerLost):
+            await incoming.done()
+
+
+async def test_a_connection_that_hangs_does_not_hold_the_others_work():
+    payload = Payload((8_000_000,))
+    async with pair(replace(FAST, progress_timeout_s=5)) as link:
+        incoming, outgoing = await begin(link, Payload((1,)), "first")
+        await outgoing.finish()
+        await all_connected(link, FAST.connections)
+        next(iter(link.receiver.inlets)).pause()
+        incoming, outgoing = await begin(link, payload)
+        sent, received = await outgoing.finish(), await incoming.done()
+    assert payload.arrived_intact
+    assert received.bytes == sent.bytes == 8_000_000
+
+
+@pytest.mark.parametrize("policy", ["fifo", "shortest", "weighted"])
+async def test_the_policy_decides_who_is_done_first(policy):
+    sizes = {"long": 6_000_000, "short": 200_000}
+    limits = replace(FAST, policy=policy, window_bytes=500_000, progress_timeout_s=5)
+    order: list[str] = []
+    async with pair(limits) as link:
+        link.receiver.pause()
+        ends = {name: await begin(link, Payload((size,)), name) for name, size in sizes.items()}
+        link.receiver.resume()
+
+        async def finish(name: str) -> None:
+            await ends[name][1].finish()
+            order.append(name)
+
+        await asyncio.gather(*map(finish, sizes))
+    assert order == (["long", "short"] if policy == "fifo" else ["short", "long"])
+
+
+async def test_garbage_after_the_handshake_costs_only_its_connection():
+    payload = Payload((500_000,) * 3)
+    async with pair() as link:
+        _, outgoing = await begin(link, Payload((1,)), "first")
+        await outgoing.finish()
+        (route,) = link.sender.routes.values()
+        route.streams[0].sock.send(b"\xff" * 100)
+        _, outgoing = await begin(link, payload)
+        await outgoing.finish()
+    assert payload.arrived_intact
+
+
+async def test_strangers_at_the_port_are_turned_away_within_the_deadline():
+    async with pair(replace(FAST, connect_timeout_s=0.2)) as link:
+        reader, writer = await asyncio.open_connection(*link.peer)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        reader, silent = await asyncio.open_connection(*link.peer)
+        assert await reader.read() == b""
+        for stream in (writer, silent):
+            stream.close()
+        assert sum(link.receiver.refusals.values()) == 2
+        assert not link.receiver.inlets
+
+
+async def test_an_engine_that_fails_half_way_through_leaves_an_error_not_half_a_cache():
+    async with pair() as link:
+        payload = Payload((1000, 1000))
+        incoming = link.receiver.expect("t", payload.sink)
+        outgoing = await link.sender.open("t", link.peer)
+        outgoing.send(SegmentKey(0, 0, 0), memoryview(payload.sources[0]))
+        outgoing.cancel()
+        with pytest.raises(TransportError):
+            await incoming.done()
