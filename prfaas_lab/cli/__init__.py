@@ -1,0 +1,55 @@
+"""The command line: `prfaas-lab COMMAND`. The only room that exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from prfaas_lab import __version__
+from prfaas_lab.cli import files, machine, scenario
+from prfaas_lab.cli.plan import plan
+from prfaas_lab.errors import LabError
+
+app = typer.Typer(
+    name="prfaas-lab",
+    help="""Emulate Prefill-as-a-Service on one Linux machine: prefill and decode engines in network
+    namespaces, KVCache over shaped links between "datacenters", and what it does to TTFT, TPOT and
+    throughput.
+
+    Start with: prfaas-lab scenario scenarios/bursty.yaml""",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(scenario.scenario)
+app.command()(files.validate)
+app.command()(files.schema)
+app.command()(plan)
+app.command()(machine.clean)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script. A LabError is printed without a traceback and exits with its code."""
+    try:
+        app()
+    except LabError as error:
+        sys.stderr.write(f"prfaas-lab: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `prfaas-lab ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

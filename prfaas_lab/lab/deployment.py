@@ -27,7 +27,7 @@ from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOr
 from prfaas_lab.lab.processes import Processes, last_words
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.versions import versions
-from prfaas_lab.lab.watch import watch_engines, watch_links, watch_machine
+from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine
 from prfaas_lab.lab.ways import Ways
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
@@ -119,6 +119,7 @@ class Foundation:
             model = await self._load()
             await self._start_engines(stack)
             await self._measure_links()
+            await sample_links(self.fabric, self.ledger)
             deployment = Deployment(
                 resolved=self.resolved,
                 fabric=self.fabric,
@@ -210,8 +211,9 @@ class Foundation:
         """Before anything else is on them. Raises FabricError when one is not what its spec says."""
         self.phase("links", 0, len(self.fabric.directions))
         faults: list[str] = []
-        for measurement in await measure(self.fabric):
-            reasons = tuple(judge(measurement, self.resolved.scenario.tolerance))
+        tolerance = self.resolved.scenario.tolerance
+        for measurement in await measure(self.fabric, tolerance=tolerance):
+            reasons = tuple(judge(measurement, tolerance))
             faults += reasons
             self.ledger.record(
                 ev.LinkMeasured(
@@ -219,9 +221,9 @@ class Foundation:
                     link=measurement.link,
                     source=measurement.source,
                     configured_bps=measurement.configured_bps,
-                    measured_bps=measurement.measured_bps,
+                    measured_bps=measurement.goodput_bps,
                     configured_rtt_ms=1e3 * measurement.configured_rtt_s,
-                    measured_rtt_ms=1e3 * measurement.measured_rtt_s,
+                    measured_rtt_ms=1e3 * measurement.rtt_s,
                     reasons=reasons,
                 )
             )

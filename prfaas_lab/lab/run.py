@@ -51,6 +51,7 @@ def run_scenario(resolved: Resolved, options: Options, screen: Screen) -> Outcom
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "scenario.yaml").write_text(dump(resolved), encoding="utf-8")
     ledger = Ledger(time.monotonic, time.monotonic())
+    shown = screen(ledger)  # before the first event, so that it misses none
     stopped = None
     with _signals_interrupt(), EventWriter(options.out / "events.jsonl") as writer:
         ledger.subscribe(writer)
@@ -58,7 +59,7 @@ def run_scenario(resolved: Resolved, options: Options, screen: Screen) -> Outcom
             with ExitStack() as stack:
                 foundation = stack.enter_context(bring_up(resolved, options, ledger))
                 stack.callback(_ignore_signals)  # nothing interrupts the tidying up
-                stopped = uvloop.run(_Run(foundation).main(screen, route))
+                stopped = uvloop.run(_Run(foundation).main(shown, route))
         except KeyboardInterrupt as interrupt:
             stopped = str(interrupt) or "SIGINT"
         ledger.record(ev.PhaseChanged(at_s=ledger.now(), name="done"))
@@ -77,13 +78,13 @@ class _Run:
     driver: Driver | None = None
     stopped: str | None = None
 
-    async def main(self, screen: Screen, route: Route) -> str | None:
+    async def main(self, shown: AbstractAsyncContextManager[Any], route: Route) -> str | None:
         """The whole of it; what stopped it early, if anything did."""
         task = asyncio.current_task()
         assert task is not None
         with self._stop_signals(task):
             try:
-                async with screen(self.foundation.ledger), self.foundation.deploy(route) as deployment:
+                async with shown, self.foundation.deploy(route) as deployment:
                     await self._drive(deployment)
                     await self._verify(deployment)
             except asyncio.CancelledError:

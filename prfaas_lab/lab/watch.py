@@ -22,13 +22,17 @@ _TIMER_PROBE_S = 0.05
 async def watch_links(fabric: Fabric, ledger: Ledger) -> None:
     """Counters of every link direction, for as long as it is left to run."""
     while True:
-        samples = await asyncio.to_thread(_sample_links, fabric, ledger)
-        for sample in samples:
-            ledger.record(sample)
+        await sample_links(fabric, ledger)
         await asyncio.sleep(LINK_INTERVAL_S)
 
 
-def _sample_links(fabric: Fabric, ledger: Ledger) -> list[ev.LinkSampled]:
+async def sample_links(fabric: Fabric, ledger: Ledger) -> None:
+    """Read every direction once. Before the workload starts this is what its traffic counts from."""
+    for sample in await asyncio.to_thread(_read_links, fabric, ledger):
+        ledger.record(sample)
+
+
+def _read_links(fabric: Fabric, ledger: Ledger) -> list[ev.LinkSampled]:
     samples = []
     for link, source in fabric.directions:
         counters = fabric.counters(link, source)

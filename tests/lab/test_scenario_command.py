@@ -37,8 +37,13 @@ def namespaces() -> set[str]:
     return set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
 
 
-def journals() -> set[str]:
-    return set(os.listdir("/run/prfaas-lab")) if os.path.isdir("/run/prfaas-lab") else set()
+def left_by(out: Path) -> set[str]:
+    """Namespaces of a run that are still there, and its journal, known by the run id in its events."""
+    lines = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    engine = next(line for line in lines if line["kind"] == "EngineStarted")
+    run_id = engine["netns"].removeprefix("pl-").removesuffix(f"-{engine['engine']}")
+    journal = Path("/run/prfaas-lab") / run_id
+    return {name for name in namespaces() if run_id in name} | ({str(journal)} if journal.exists() else set())
 
 
 def children_of(out: Path) -> set[int]:
@@ -58,10 +63,9 @@ def children_of(out: Path) -> set[int]:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run of scenarios/smoke.yaml, shared by the claims about it."""
     out = tmp_path_factory.mktemp("smoke")
-    before = namespaces(), journals()
     finished = run("scenario", "scenarios/smoke.yaml", "--headless", "--out", out, "--allow-unfaithful")
     summary = json.loads((out / "summary.json").read_text()) if (out / "summary.json").exists() else {}
-    return {"finished": finished, "out": out, "before": before, "summary": summary}
+    return {"finished": finished, "out": out, "summary": summary}
 
 
 def test_every_request_is_served_and_verified(smoke: dict[str, Any]) -> None:
@@ -99,19 +103,27 @@ def test_the_handover_ledger_of_every_request_sums_to_its_ttft(smoke: dict[str, 
 
 def test_the_files_of_a_run_are_there_and_its_scenario_is_a_scenario(smoke: dict[str, Any]) -> None:
     out: Path = smoke["out"]
-    assert {"summary.json", "requests.jsonl", "events.jsonl", "scenario.yaml"} <= {p.name for p in out.iterdir()}
+    assert {"summary.json", "requests.jsonl", "events.jsonl", "scenario.yaml"} <= {
+        p.name for p in out.iterdir()
+    }
     assert run("validate", out / "scenario.yaml").returncode == 0
 
 
 def test_nothing_is_left_on_the_machine(smoke: dict[str, Any]) -> None:
-    assert (namespaces(), journals()) == smoke["before"]
-    assert not children_of(smoke["out"])
+    assert_gone(smoke["out"])
 
 
 @pytest.mark.parametrize("kind", ["recurrent-state", "conv-state", "kv-block"])
 def test_a_corrupted_transfer_fails_the_run(kind: str, tmp_path: Path) -> None:
     finished = run(
-        "scenario", "tests/lab/few.yaml", "--headless", "--out", tmp_path, "--corrupt", kind, "--allow-unfaithful"
+        "scenario",
+        "tests/lab/few.yaml",
+        "--headless",
+        "--out",
+        tmp_path,
+        "--corrupt",
+        kind,
+        "--allow-unfaithful",
     )
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert finished.returncode == 1, finished.stdout + finished.stderr
@@ -162,16 +174,15 @@ def test_sigterm_gives_up_what_is_in_flight_and_leaves_nothing(
 def test_clean_removes_what_a_killed_run_left_and_nothing_else(
     running: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    left = namespaces()
     running.kill()
     running.wait()
+    assert left_by(tmp_path), "a killed run cannot have tidied up"
     stranger = f"pl-stranger-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", stranger], check=True)
     try:
         cleaned = run("clean")
         assert cleaned.returncode == 0, cleaned.stderr
         assert stranger in namespaces(), "a namespace that is not ours was removed"
-        assert not (left & namespaces()) - {stranger}
         assert_gone(tmp_path)
     finally:
         subprocess.run(["ip", "netns", "del", stranger], check=True)
@@ -182,4 +193,4 @@ def assert_gone(out: Path) -> None:
     while children_of(out) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not children_of(out)
-    assert not {name for name in namespaces() if name.startswith("pl-") and "stranger" not in name}
+    assert not left_by(out)

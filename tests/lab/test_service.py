@@ -56,7 +56,13 @@ class ScriptedEngines:
         yield {"stage": "prefilled", "started_at": 1.0, "finished_at": 2.0, "computed_tokens": tokens}
         self.sent_bytes = STATE_BYTES + TOKEN_BYTES * tokens + HANDOVER_BYTES
         self.arrived.set()
-        yield {"stage": "sent", "bytes": self.sent_bytes, "first_byte_at": 1.5, "last_ack_at": 3.1, "retried": 0}
+        yield {
+            "stage": "sent",
+            "bytes": self.sent_bytes,
+            "first_byte_at": 1.5,
+            "last_ack_at": 3.1,
+            "retried": 0,
+        }
 
 
 class TwoDatacenters:

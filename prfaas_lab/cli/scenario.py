@@ -1,0 +1,107 @@
+"""`scenario`: the main job."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prfaas_lab.dashboard.live import screen_for
+from prfaas_lab.dashboard.report import summary_table
+from prfaas_lab.errors import RunFailed
+from prfaas_lab.lab.deployment import Options
+from prfaas_lab.lab.run import Outcome, run_scenario
+from prfaas_lab.spec.load import load_scenario
+from prfaas_lab.spec.scenario import Resolved, Scenario
+
+_SIGNAL_STATUS = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def scenario(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario, e.g. scenarios/bursty.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the results go.", show_default="runs/<time>-<name>")
+    ] = None,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="No dashboard: a line every few seconds (also when piped).")
+    ] = False,
+    policy: Annotated[
+        str | None, typer.Option(help="Route by this policy instead: threshold, local-only, remote-all.")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Offload prompts with more uncached tokens than this, e.g. 2K.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Another workload and network of the same kind.")
+    ] = None,
+    shaper: Annotated[
+        str, typer.Option(help="How links are shaped: auto, netem, tun or relay (see prfaas-lab doctor).")
+    ] = "auto",
+    allow_unfaithful: Annotated[
+        bool, typer.Option(help="Run even when the measured links are off their spec; the verdict says so.")
+    ] = False,
+    corrupt: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run a scenario: bring up its datacenters, drive its workload, show it live, sum it up.
+
+    Ctrl-C stops sending and drains; a second one stops at once. Either way nothing is left behind.
+    Exits with 0 when every request was served and the check on their tokens held, 1 when not,
+    2 when a file is wrong.
+
+    \b
+    Next: prfaas-lab scenario scenarios/bursty.yaml --policy local-only
+          prfaas-lab validate scenarios/*.yaml
+    """
+    resolved = _overridden(load_scenario(_found(file)), policy=policy, threshold=threshold, seed=seed)
+    options = Options(
+        out=out or _fresh_directory(resolved.scenario.name),
+        shaper=shaper,
+        allow_unfaithful=allow_unfaithful,
+        corrupt=corrupt,
+    )
+    outcome = run_scenario(resolved, options, lambda ledger: screen_for(ledger, headless=headless))
+    Console().print(summary_table(outcome.summary, out=options.out))
+    _exit(outcome)
+
+
+def _found(file: Path) -> Path:
+    """The file as named, or the shipped scenario of that name: `bursty.yaml` finds scenarios/bursty.yaml."""
+    shipped = Path("scenarios") / file
+    return shipped if not file.exists() and shipped.is_file() else file
+
+
+def _overridden(
+    resolved: Resolved, *, policy: str | None, threshold: str | None, seed: int | None
+) -> Resolved:
+    asked: dict[str, Any] = {"name": policy, "threshold": threshold}
+    scenario = resolved.scenario
+    changed = scenario.policy.model_dump() | {key: value for key, value in asked.items() if value is not None}
+    fields = {name: getattr(scenario, name) for name in Scenario.model_fields} | {"policy": changed}
+    if seed is not None:
+        fields["seed"] = seed
+    return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
+
+
+def _fresh_directory(name: str) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{stamp}-{name}"
+
+
+def _exit(outcome: Outcome) -> None:
+    summary = outcome.summary
+    if outcome.stopped is not None:
+        raise typer.Exit(_SIGNAL_STATUS[outcome.stopped])
+    faults = []
+    if summary["verify"]["mismatched"]:
+        faults.append(f"{summary['verify']['mismatched']} outputs differ from one-process generation")
+    if summary["failed"]:
+        faults.append(f"{summary['failed']} of {summary['submitted']} requests failed")
+    if summary["fidelity"]["verdict"] == "INVALID" and not faults:
+        faults.append("the run is INVALID: " + "; ".join(summary["fidelity"]["reasons"]))
+    if faults:
+        raise RunFailed(
+            "; ".join(faults), remedy="see requests.jsonl and the engines' logs beside the summary"
+        )
