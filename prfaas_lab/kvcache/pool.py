@@ -49,7 +49,7 @@ class Pool:
         snapshot_every_tokens: int | None = None,
         epoch: int = 0,
     ) -> None:
-        self.geometry = geometry
+        self.geometry, self.budget_bytes = geometry, budget_bytes
         self._journal = Journal(epoch=epoch)
         self._index = Index(needs_snapshot=geometry.snapshot_bytes > 0, journal=self._journal)
         policy = _choose(EVICTION_POLICIES, eviction, "eviction policy")
@@ -117,8 +117,10 @@ class Pool:
             reach += 1
         states = {tokens // width: state for tokens, state in snapshots.items() if tokens <= reach * width}
         goal = self._affordable(path, states, reach)
-        added = self._extend(path, prompt, blocks, goal=goal, reach=reach)
+        added = self._extend(path, prompt, blocks, range(len(path), goal))
         taken = self._add_snapshots(path, states, goal)
+        room = self._space.free_bytes(MEMORY) // self.geometry.block_bytes
+        added += self._extend(path, prompt, blocks, range(len(path), min(reach, len(path) + room)))
         items = (*held, *added, *taken)
         self._space.use(items, hit=False)
         self._space.unpin(reversed(items))
@@ -218,15 +220,13 @@ class Pool:
         return 0
 
     def _extend(
-        self, path: list[Node], prompt: Prompt, blocks: Mapping[int, Payload], *, goal: int, reach: int
+        self, path: list[Node], prompt: Prompt, blocks: Mapping[int, Payload], depths: range
     ) -> list[Item]:
-        """Add blocks to the end of `path` (in place), up to `goal`, and on to `reach` in free room."""
-        added, size = [], self.geometry.block_bytes
-        for depth in range(len(path), reach):
-            if depth >= goal and self._space.free_bytes(MEMORY) < size:
-                break
+        """Add blocks, pinned, to the end of `path` (in place). There must be room for them."""
+        added = []
+        for depth in depths:
             parent = path[-1] if path else self._index.root
-            node = self._index.add_block(parent, prompt.blocks[depth], size)
+            node = self._index.add_block(parent, prompt.blocks[depth], self.geometry.block_bytes)
             self._space.place(node.kv, blocks[depth * self.geometry.block_tokens])
             path.append(node)
             added.append(node.kv)

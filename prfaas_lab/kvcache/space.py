@@ -149,6 +149,7 @@ class Space:
             self.tiers[DISK].put(item.serial, self.payload(item), item.size_bytes)
         except CacheError:
             return False
+        self.queues[MEMORY].withdraw(item)  # making room may have made it a candidate again
         self.tiers[MEMORY].drop(item.serial)
         self._index.move(item, DISK)
         item.floor = self.queues[DISK].age
