@@ -113,8 +113,7 @@ def line_of(root: Section, path: Sequence[str | int]) -> int:
 
 def shown_path(path: Sequence[str | int]) -> str:
     """`events[0].at`: a key path as people write it."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path).lstrip(".")
 
 
 def _read_text(path: Path) -> str:
@@ -150,8 +149,12 @@ def add_scalars(cls: Any) -> None:
     for tag, pattern, first in (
         ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
         ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-        ("int", r"[-+]?[0-9]{1,18}", list("-+0123456789")),
-        ("float", r"[-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+        ("int", r"[-+]?[0-9]{1,40}", list("-+0123456789")),
+        (
+            "float",
+            r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]{1,4})?",
+            list("-+.0123456789"),
+        ),
     ):
         cls.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
 
