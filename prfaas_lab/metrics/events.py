@@ -30,6 +30,7 @@ class RunStarted(Event):
     threshold_tokens: int | None
     seed: int
     duration_s: float
+    """How long requests arrive, in seconds of the run (after `time_scale`)."""
     requests: int | None = None
     verify_share: float = 0.0
     cpu_tolerance: float = 0.95

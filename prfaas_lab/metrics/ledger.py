@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prfaas_lab.metrics.events import Event
 from prfaas_lab.metrics.tally import Tally
 
-Subscriber = Callable[[Event], None]
+Subscriber = Callable[[Event], Any]
 
 
 class Ledger:

@@ -23,7 +23,7 @@ def run_started(
         policy=scenario.policy.name,
         threshold_tokens=scenario.policy.threshold,
         seed=scenario.seed,
-        duration_s=scenario.duration,
+        duration_s=scenario.duration * scenario.time_scale,
         requests=scenario.workload.requests,
         verify_share=scenario.verify.share,
         cpu_tolerance=scenario.tolerance.cpu,
