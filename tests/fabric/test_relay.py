@@ -1,0 +1,275 @@
+"""The relay shaper between loopback addresses: real sockets, real time, no privilege."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric.relay import RelayRoute, RelayShaper
+from prfaas_lab.fabric.shape import Shape
+from prfaas_lab.spec.topology import GilbertElliott
+
+FORWARD, BACKWARD = ("wan", "east"), ("wan", "west")
+TIMEOUT_S = 10.0
+
+
+@contextlib.contextmanager
+def relayed(
+    serve: Callable[[socket.socket], None] | None,
+    forward: Shape,
+    backward: Shape | None = None,
+    *,
+    hops: int = 1,
+) -> Iterator[tuple[RelayShaper, tuple[str, int]]]:
+    """A relay before a server that calls `serve` on each connection; yields the address to dial."""
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_accept, args=(server, serve), daemon=True).start()
+    if serve is None:
+        server.close()
+    shaper, address = RelayShaper(), ("127.0.0.2", _free_port())
+    names = [("wan" + "+" * i) for i in range(hops)]
+    route = RelayRoute(
+        listen=address,
+        target=server.getsockname() if serve else ("127.0.0.1", _free_port()),
+        forward=tuple((name, "east") for name in names),
+        backward=tuple((name, "west") for name in reversed(names)),
+    )
+    try:
+        shapes = {(name, "east"): forward for name in names}
+        shaper.serve([route], shapes | {(name, "west"): backward or forward for name in names})
+        yield shaper, address
+    finally:
+        shaper.close()
+        server.close()
+
+
+def _accept(server: socket.socket, serve: Callable[[socket.socket], None] | None) -> None:
+    with contextlib.suppress(OSError):
+        while serve is not None:
+            connection, _ = server.accept()
+            connection.settimeout(TIMEOUT_S)
+            threading.Thread(target=_call, args=(serve, connection), daemon=True).start()
+
+
+def _call(serve: Callable[[socket.socket], None], connection: socket.socket) -> None:
+    with connection, contextlib.suppress(OSError):
+        serve(connection)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.2", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def dial(address: tuple[str, int]) -> socket.socket:
+    connection = socket.create_connection(address, timeout=TIMEOUT_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def echo(connection: socket.socket) -> None:
+    while received := connection.recv(65536):
+        connection.sendall(received)
+
+
+def count(connection: socket.socket) -> None:
+    """Read to the end, then answer how many bytes came: a half-close must get through."""
+    total = 0
+    while received := connection.recv(2**20):
+        total += len(received)
+    connection.sendall(str(total).encode())
+
+
+def send_and_finish(address: tuple[str, int], size_bytes: int) -> tuple[int, float]:
+    """(bytes the server counted, seconds until it said so)."""
+    with dial(address) as connection:
+        started = time.monotonic()
+        connection.sendall(bytes(size_bytes))
+        connection.shutdown(socket.SHUT_WR)
+        return int(connection.recv(100)), time.monotonic() - started
+
+
+def test_a_round_trip_takes_both_delays() -> None:
+    with relayed(echo, Shape(delay_s=0.02), Shape(delay_s=0.01)) as (_, address), dial(address) as connection:
+        trips = []
+        for _ in range(11):
+            started = time.monotonic()
+            connection.sendall(b"ping")
+            assert connection.recv(4) == b"ping"
+            trips.append(time.monotonic() - started)
+    assert statistics.median(trips) == pytest.approx(0.03, rel=0.05, abs=0.001)
+
+
+def test_hops_add_up() -> None:
+    with relayed(echo, Shape(delay_s=0.01), hops=3) as (_, address), dial(address) as connection:
+        connection.sendall(b"open")
+        connection.recv(4)
+        trips = []
+        for _ in range(7):
+            started = time.monotonic()
+            connection.sendall(b"ping")
+            connection.recv(4)
+            trips.append(time.monotonic() - started)
+    assert statistics.median(trips) == pytest.approx(0.06, rel=0.05, abs=0.001)
+
+
+def test_goodput_is_that_of_a_kernel_shaper_and_shared_by_all_connections() -> None:
+    size_bytes = 2_000_000
+    with relayed(count, Shape(rate_bps=100e6, delay_s=0.005)) as (shaper, address):
+        started = time.monotonic()
+        flows = [threading.Thread(target=send_and_finish, args=(address, size_bytes)) for _ in range(3)]
+        for flow in flows:
+            flow.start()
+        for flow in flows:
+            flow.join()
+        took_s = time.monotonic() - started
+        carried = shaper.counters(*FORWARD)
+    assert 3 * size_bytes * 8 / (took_s - 0.02) == pytest.approx(95.6e6, rel=0.03)
+    assert carried.bytes_total == pytest.approx(3 * size_bytes * 1514 / 1448, rel=0.01)
+    assert (carried.dropped_total, carried.backlog_bytes) == (0, 0)
+
+
+def test_every_byte_arrives_in_order_both_ways() -> None:
+    message = bytes(i % 251 for i in range(1_000_000))
+    received = bytearray()
+    with (
+        relayed(echo, Shape(rate_bps=200e6, delay_s=0.002), hops=2) as (_, address),
+        dial(address) as connection,
+    ):
+        writer = threading.Thread(target=lambda: (connection.sendall(message), connection.shutdown(1)))
+        writer.start()
+        while chunk := connection.recv(65536):
+            received += chunk
+        writer.join()
+    assert received == message
+
+
+def test_a_half_close_crosses_behind_the_bytes_before_it() -> None:
+    with relayed(count, Shape(delay_s=0.02)) as (_, address):
+        assert send_and_finish(address, 100_000)[0] == 100_000
+
+
+def test_a_reset_by_the_server_reaches_the_client() -> None:
+    def reset(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with relayed(reset, Shape(delay_s=0.01)) as (_, address), dial(address) as connection:
+        connection.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+
+
+def test_a_reset_by_the_client_reaches_the_server() -> None:
+    seen: list[str] = []
+    done = threading.Event()
+
+    def watch(connection: socket.socket) -> None:
+        try:
+            connection.recv(1)
+            connection.recv(1)
+        except ConnectionResetError:
+            seen.append("reset")
+        finally:
+            done.set()
+
+    with relayed(watch, Shape(delay_s=0.01)) as (_, address):
+        with dial(address) as connection:
+            connection.sendall(b"x")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        assert done.wait(TIMEOUT_S)
+    assert seen == ["reset"]
+
+
+def test_a_refused_destination_resets_the_client_after_a_round_trip() -> None:
+    with relayed(None, Shape(delay_s=0.02)) as (_, address), dial(address) as connection:
+        started = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+        assert time.monotonic() - started >= 0.039
+
+
+def test_a_full_link_stops_the_sender_instead_of_filling_memory() -> None:
+    shape = Shape(rate_bps=1e6, delay_s=0.01, queue_bytes=100_000)
+    with relayed(count, shape) as (shaper, address), dial(address) as connection:
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.sendall(bytes(20_000_000))
+        assert shaper.counters(*FORWARD).backlog_bytes <= 100_000
+
+
+def test_a_receiver_that_does_not_read_stops_the_sender() -> None:
+    hold = threading.Event()
+
+    def ignore(_: socket.socket) -> None:
+        hold.wait(TIMEOUT_S)
+
+    with relayed(ignore, Shape()) as (_, address), dial(address) as connection:
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            connection.sendall(bytes(64_000_000))
+        hold.set()
+
+
+def test_a_rate_step_takes_effect_at_once_and_an_outage_stops_all_bytes() -> None:
+    with relayed(count, Shape(rate_bps=100e6)) as (shaper, address), dial(address) as connection:
+        threading.Thread(target=_pour, args=(connection,), daemon=True).start()
+        time.sleep(0.1)
+        before = time.monotonic()
+        at = shaper.change(*FORWARD, Shape(rate_bps=20e6))
+        assert before <= at <= time.monotonic()
+        assert _rate(shaper, 0.3) == pytest.approx(20e6, rel=0.1)
+        shaper.change(*FORWARD, Shape(rate_bps=0.0))
+        assert _rate(shaper, 0.1) == 0
+        shaper.change(*FORWARD, Shape(rate_bps=50e6))
+        assert _rate(shaper, 0.2) == pytest.approx(50e6, rel=0.1)
+
+
+def _pour(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(bytes(65536))
+
+
+def _rate(shaper: RelayShaper, seconds: float) -> float:
+    first, started = shaper.counters(*FORWARD).bytes_total, time.monotonic()
+    time.sleep(seconds)
+    return (shaper.counters(*FORWARD).bytes_total - first) * 8 / (time.monotonic() - started)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(loss=0.01), Shape(loss=GilbertElliott(p=0.1, r=0.5)), Shape(reorder=0.1), Shape(corrupt=0.1)],
+)
+def test_what_a_stream_cannot_show_is_refused(shape: Shape) -> None:
+    with pytest.raises(FabricError, match="relay shaper cannot"):
+        RelayShaper().check(shape)
+
+
+def test_an_address_in_use_is_said_with_its_name() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        address = taken.getsockname()
+        route = RelayRoute(listen=address, target=address, forward=(), backward=())
+        shaper = RelayShaper()
+        try:
+            with pytest.raises(FabricError, match=f"cannot listen on 127.0.0.2:{address[1]}"):
+                shaper.serve([route], {})
+        finally:
+            shaper.close()
+
+
+def test_closing_ends_the_process_and_every_connection() -> None:
+    with relayed(echo, Shape()) as (shaper, address), dial(address) as connection:
+        connection.sendall(b"x")
+        connection.recv(1)
+        shaper.close()
+        assert shaper.pid is None
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
