@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric.link_queue import Conditions
 from prfaas_lab.fabric.shape import Counters, LinkEnds, Shape
-from prfaas_lab.fabric.tun_control import MAX_LINKS, TunProcess
+from prfaas_lab.fabric.shaper_child import MAX_DIRECTIONS
+from prfaas_lab.fabric.shaper_process import ShaperProcess
 from prfaas_lab.fabric.tun_device import open_tun
-from prfaas_lab.fabric.tun_queue import Conditions
 from prfaas_lab.spec.topology import GilbertElliott
 
 OFFLOAD_BYTES = 65536
@@ -25,7 +26,7 @@ class TunShaper:
     def __init__(self, *, seed: int = 0) -> None:
         """`seed` decides which packets are lost and how the jitter falls."""
         self._seed = seed
-        self._process: TunProcess | None = None
+        self._process: ShaperProcess | None = None
         self._slots: dict[tuple[str, str], int] = {}
 
     @property
@@ -47,10 +48,10 @@ class TunShaper:
         self.check(forward)
         self.check(backward)
         number = len(self._slots) // 2
-        if number == MAX_LINKS:
-            raise FabricError(f"more than {MAX_LINKS} links", where=link.name, remedy="use fewer links")
+        if 2 * number == MAX_DIRECTIONS:
+            raise FabricError(f"more than {number} links", where=link.name, remedy="use fewer links")
         if self._process is None:
-            self._process = TunProcess(self._seed)
+            self._process = ShaperProcess(self.name, self._seed)
         self._hand_over(number, link, (forward, backward))
         for way, end in enumerate(link.ends):
             self._slots[link.name, end.datacenter] = 2 * number + way
@@ -63,7 +64,7 @@ class TunShaper:
         self.check(shape)
         slot, process = self._find(link, source)
         return process.ask(
-            {"do": "change", "slot": slot, "conditions": [_conditions(shape)], "offload": offloads(shape)}
+            {"do": "change", "slot": slot, "conditions": conditions(shape), "offload": offloads(shape)}
         )
 
     def counters(self, link: str, source: str) -> Counters:
@@ -87,7 +88,7 @@ class TunShaper:
         request = {
             "do": "attach",
             "link": number,
-            "conditions": [_conditions(shape) for shape in shapes],
+            "conditions": [conditions(shape) for shape in shapes],
             "offload": [offloads(shape) for shape in shapes],
         }
         devices: list[int] = []
@@ -98,7 +99,7 @@ class TunShaper:
             for device in devices:
                 os.close(device)
 
-    def _find(self, link: str, source: str) -> tuple[int, TunProcess]:
+    def _find(self, link: str, source: str) -> tuple[int, ShaperProcess]:
         slot = self._slots.get((link, source))
         if slot is None or self._process is None:
             raise FabricError(f"there is no link {link!r} with source {source!r}", where="tun shaper")
@@ -115,7 +116,8 @@ def offloads(shape: Shape) -> bool:
     return shape.rate_bps is None or shape.rate_bps >= OFFLOAD_RATE_BPS
 
 
-def _conditions(shape: Shape) -> Conditions:
+def conditions(shape: Shape) -> Conditions:
+    """A shape as the queue takes it."""
     loss = shape.loss
     if not isinstance(loss, GilbertElliott):
         loss = GilbertElliott(p=0.0, r=1.0, loss_good=loss, loss_bad=loss)

@@ -5,18 +5,15 @@ Standard library only, and nothing but ioctl: the shaper's process loads this to
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import ipaddress
 import os
 import socket
 import struct
-import threading
-from collections.abc import Callable
-from typing import TypeVar
 
 from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric.namespaces import call_in
 
 MTU_BYTES = 1500
 ETHERNET_BYTES = 14
@@ -32,9 +29,6 @@ _CHECKSUM, _TSO4, _TSO6 = 1, 2, 4
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8913, 0x8914, 0x8916, 0x891C
 _SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8922, 0x8943
 _UP = 0x1
-_CLONE_NEWNET = 0x40000000
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_T = TypeVar("_T")
 
 
 def open_tun(netns: str, interface: str, address: str) -> int:
@@ -43,7 +37,7 @@ def open_tun(netns: str, interface: str, address: str) -> int:
     The device lives as long as any copy of the descriptor.
     """
     try:
-        return _inside(netns, lambda: _make(interface, address))
+        return call_in(netns, lambda: _make(interface, address))
     except OSError as error:
         raise FabricError(
             f"cannot make the TUN device {interface}: {error}", where=netns, remedy=_remedy(error)
@@ -90,36 +84,6 @@ def _configure(name: bytes, address: ipaddress.IPv4Interface) -> None:
         read = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sh22x", name, 0))
         flags = struct.unpack_from("16sh", read)[1]
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", name, flags | _UP))
-
-
-def _inside(netns: str, make: Callable[[], _T]) -> _T:
-    """Run something inside a namespace: in a thread of its own, which ends there."""
-    results: list[_T] = []
-    failures: list[BaseException] = []
-
-    def enter_and_make() -> None:
-        try:
-            _enter(netns)
-            results.append(make())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=enter_and_make, name=f"in {netns}")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
-
-
-def _enter(netns: str) -> None:
-    path = f"/var/run/netns/{netns}"
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _LIBC.setns(descriptor, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-    finally:
-        os.close(descriptor)
 
 
 def _remedy(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Starting, asking and ending the process that runs the packet loop of the `tun` shaper."""
+"""Starting, asking and ending the process in which a user-space shaper runs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from prfaas_lab.errors import FabricError
-from prfaas_lab.fabric.tun_process import COUNTER_FIELDS, MESSAGE_BYTES
+from prfaas_lab.fabric.shaper_child import COUNTER_FIELDS, MAX_DIRECTIONS, MESSAGE_BYTES
 
-MAX_LINKS = 256
 ANSWER_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 30.0
 """Python starts in 0.1 s, but not on an emulated CPU beside a dozen engines."""
 _PACKAGE_PARENT = str(Path(__file__).parents[2])
 
 
-class TunProcess:
+class ShaperProcess:
     """The process and the memory it publishes counters in. Safe to use from several threads."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, name: str, seed: int) -> None:
+        """`name`: of the shaper; `prfaas_lab.fabric.<name>_process` is what runs."""
+        self._name = name
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        memory = os.memfd_create("prfaas-lab-tun-counters")
-        os.ftruncate(memory, MAX_LINKS * 2 * COUNTER_FIELDS * 8)
+        memory = os.memfd_create("prfaas-lab-counters")
+        os.ftruncate(memory, MAX_DIRECTIONS * COUNTER_FIELDS * 8)
         self._control, self._asking = ours, threading.Lock()
         self._map = mmap.mmap(memory, 0, prot=mmap.PROT_READ)
         self._counters = memoryview(self._map).cast("Q")
         try:
-            self._process = _start(theirs.fileno(), memory, seed)
+            self._process = _start(name, theirs.fileno(), memory, seed)
         finally:
             theirs.close()
             os.close(memory)
@@ -46,7 +47,10 @@ class TunProcess:
     def ask(
         self, request: dict[str, Any], devices: tuple[int, ...] = (), *, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> float:
-        """The monotonic time at which the process had done what the request says."""
+        """The monotonic time at which the process had done what the request says.
+
+        Raises FabricError when it could not, or is no more.
+        """
         with self._asking:
             try:
                 self._control.settimeout(timeout_s)
@@ -56,15 +60,18 @@ class TunProcess:
                 raise self._failure(f"does not answer ({error})") from error
         if not answer:
             raise self._failure("has ended")
-        return float(json.loads(answer)["at"])
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise FabricError(reply["error"], where=f"{self._name} shaper")
+        return float(reply["at"])
 
     def counters(self, slot: int) -> tuple[int, ...]:
-        """The numbers that `Pump.publish` wrote last for a slot."""
+        """(bytes, packets, dropped, backlog bytes) that the process published last for a slot."""
         first = slot * COUNTER_FIELDS
         return tuple(self._counters[first : first + COUNTER_FIELDS])
 
     def close(self) -> None:
-        """End the process; the devices vanish with it."""
+        """End the process; its devices and sockets vanish with it."""
         self._control.close()
         try:
             self._process.wait(ANSWER_TIMEOUT_S)
@@ -83,17 +90,17 @@ class TunProcess:
             words = self._process.stderr.read().decode(errors="replace").strip()[-400:]
         ending = "" if status is None else f"; exit status {status}: {words or 'no last words'}"
         return FabricError(
-            f"the packet process (pid {self.pid}) {what}{ending}",
-            where="tun shaper",
+            f"its process (pid {self.pid}) {what}{ending}",
+            where=f"{self._name} shaper",
             remedy="see whether it was killed (dmesg), then start the run again",
         )
 
 
-def _start(control: int, memory: int, seed: int) -> subprocess.Popen[bytes]:
+def _start(name: str, control: int, memory: int, seed: int) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (_PACKAGE_PARENT, os.environ.get("PYTHONPATH"))))
     arguments = [str(n) for n in (control, memory, os.getpid(), seed)]
     return subprocess.Popen(
-        [sys.executable, "-m", "prfaas_lab.fabric.tun_process", *arguments],
+        [sys.executable, "-m", f"prfaas_lab.fabric.{name}_process", *arguments],
         pass_fds=(control, memory),
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The queue of the tun shaper, on a clock that the tests set."""
+"""The queue of the user-space shapers, on a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas_lab.fabric.tun_queue import CREDIT_S, UNLIMITED_BYTES, Conditions, LinkQueue
+from prfaas_lab.fabric.link_queue import CREDIT_S, UNLIMITED_BYTES, Conditions, LinkQueue
 
 MBIT = 1e6
 
 
-def queue(seed: int = 0, **conditions: object) -> LinkQueue:
+def queue(seed: int = 0, **conditions: object) -> LinkQueue[bytes]:
     return LinkQueue(Conditions(**conditions), Random(seed))  # type: ignore[arg-type]
 
 
-def put(link: LinkQueue, now: float, wire_bytes: int = 1250, packet: bytes = b"x") -> bool:
+def put(link: LinkQueue[bytes], now: float, wire_bytes: int = 1250, packet: bytes = b"x") -> bool:
     return link.offer(packet, wire_bytes, 1, now, now)
 
 
-def drain(link: LinkQueue, until: float = math.inf) -> list[tuple[float, bytes]]:
+def drain(link: LinkQueue[bytes], until: float = math.inf) -> list[tuple[float, bytes]]:
     """(time, packet) of all that arrives, calling `release` only when `next_due` says so."""
     arrived: list[tuple[float, bytes]] = []
     while (due := link.next_due()) <= until and due < math.inf:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from random import Random
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+P = TypeVar("P")
+"""What stands for a packet: its bytes, or whatever else is to be delivered in its time."""
 
 UNLIMITED_BYTES = 64 * 2**20
 """What a direction without a queue limit (no rate to derive it from) may hold all the same."""
@@ -34,27 +37,27 @@ class Conditions(NamedTuple):
     limit_bytes: int | None = None
 
 
-class Waiting(NamedTuple):
-    packet: bytes
+class Waiting(NamedTuple, Generic[P]):
+    packet: P
     wire_bytes: int
     segments: int
     offered_at: float
 
 
-class Flying(NamedTuple):
+class Flying(NamedTuple, Generic[P]):
     due: float
-    packet: bytes
+    packet: P
     wire_bytes: int
     segments: int
 
 
-class LinkQueue:
+class LinkQueue(Generic[P]):
     """One direction. Every time is in seconds of one monotonic clock, and never runs backwards."""
 
     def __init__(self, conditions: Conditions, random: Random) -> None:
         self._random = random
-        self._waiting: deque[Waiting] = deque()
-        self._flying: deque[Flying] = deque()
+        self._waiting: deque[Waiting[P]] = deque()
+        self._flying: deque[Flying[P]] = deque()
         self._waiting_bytes = self._flying_bytes = 0
         self._head_finish, self._head_left_bytes, self._head_marked_at = math.inf, 0.0, 0.0
         self._idle_since = self._last_due = -math.inf
@@ -72,7 +75,7 @@ class LinkQueue:
     def backlog_packets(self) -> int:
         return sum(p.segments for p in self._waiting) + sum(p.segments for p in self._flying)
 
-    def offer(self, packet: bytes, wire_bytes: int, segments: int, now: float, since: float) -> bool:
+    def offer(self, packet: P, wire_bytes: int, segments: int, now: float, since: float) -> bool:
         """Take a packet that arrived between `since` and `now`; False when it is lost or finds no room."""
         self.offered_bytes += wire_bytes
         self.offered_packets += segments
@@ -90,10 +93,11 @@ class LinkQueue:
         self._waiting_bytes += wire_bytes
         return True
 
-    def release(self, now: float) -> list[bytes]:
+    def release(self, now: float) -> list[P]:
         """The packets that have reached the far end by now, in order."""
         self._transmit(now)
-        flying, arrived = self._flying, []
+        flying = self._flying
+        arrived: list[P] = []
         while flying and flying[0].due <= now:
             _, packet, wire_bytes, segments = flying.popleft()
             self._flying_bytes -= wire_bytes
@@ -101,6 +105,13 @@ class LinkQueue:
             self.packets_total += segments
             arrived.append(packet)
         return arrived
+
+    def undelivered(self, wire_bytes: int, segments: int) -> None:
+        """A released packet found no receiver: it was dropped after all."""
+        self.bytes_total -= wire_bytes
+        self.packets_total -= segments
+        self.dropped_bytes += wire_bytes
+        self.dropped_total += segments
 
     def next_due(self) -> float:
         """When to call `release` next, at the latest; infinity when nothing can arrive."""
@@ -143,7 +154,7 @@ class LinkQueue:
             else:
                 self._idle_since, self._head_finish = finish, math.inf
 
-    def _fly(self, packet: bytes, wire_bytes: int, segments: int, sent_at: float) -> None:
+    def _fly(self, packet: P, wire_bytes: int, segments: int, sent_at: float) -> None:
         due = sent_at + self._conditions.delay_s
         if self._conditions.jitter_s:
             due = max(sent_at, due + self._conditions.jitter_s * self._deviation())
