@@ -28,8 +28,9 @@ def links(state: ScreenState, width: int, rows: int, glyphs: Glyphs) -> list[Tex
 
 
 def _rows(traces: list[LinkTrace], width: int, rows: int, glyphs: Glyphs) -> list[Text]:
-    names = min(26, max(len(_name(trace, glyphs)) for trace in traces), width - 57)
-    spark = width - names - 50
+    longest = max(len(_name(trace, glyphs)) for trace in traces)
+    names = max(6, min(longest, 26, width - 57))
+    spark = max(0, width - names - 50)
     recent = f"{'recent rates':<{spark}}"
     heads = f"{'now':>9} {'configured':>10} {recent} {'RTT':>7} {'xfer':>4} {'drops':>5} {'queued':>7}"
     shown = traces[: rows - 1]

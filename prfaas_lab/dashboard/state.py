@@ -16,6 +16,8 @@ from prfaas_lab.metrics.windows import Windows
 
 STEPS = ("network", "model", "engines", "links")
 """The steps of bringing a run up."""
+POINT_S = 0.49
+"""A point of a link's history covers about half a second, however often it is sampled."""
 HISTORY = 240
 RECENT = 64
 
@@ -53,20 +55,27 @@ class LinkTrace:
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=HISTORY))
     rate: Slope = field(default_factory=Slope)
     sample: ev.LinkSampled | None = None
+    mark: ev.LinkSampled | None = None
+    """The sample at which the last point ended."""
     measured: ev.LinkMeasured | None = None
     transfers: int = 0
     used: bool = False
     """It once carried a twentieth of its rate: more than acknowledgements."""
 
     def observe(self, event: ev.LinkSampled) -> None:
-        if self.sample is not None and event.at_s > self.sample.at_s:
-            gap_s = event.at_s - self.sample.at_s
-            carried = max(0, event.bytes_total - self.sample.bytes_total)
-            point = Point(8 * carried / gap_s, event.configured_bps)
-            self.points.append(point)
-            self.used |= point.rate_bps > 0.05 * (point.configured_bps or 0.0)
-        self.rate.add(event.at_s, 8.0 * event.bytes_total)
         self.sample = event
+        self.rate.add(event.at_s, 8.0 * event.bytes_total)
+        if self.mark is None or event.at_s < self.mark.at_s:
+            self.mark = event
+        elif event.at_s - self.mark.at_s >= POINT_S:
+            self._plot(event, self.mark)
+            self.mark = event
+
+    def _plot(self, event: ev.LinkSampled, since: ev.LinkSampled) -> None:
+        carried = max(0, event.bytes_total - since.bytes_total)
+        point = Point(8 * carried / (event.at_s - since.at_s), event.configured_bps)
+        self.points.append(point)
+        self.used |= point.rate_bps > 0.05 * (point.configured_bps or 0.0)
 
     @property
     def configured_bps(self) -> float | None:

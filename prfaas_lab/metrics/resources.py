@@ -20,6 +20,7 @@ from prfaas_lab.metrics.events import (
 )
 from prfaas_lab.metrics.percentiles import Sketch
 
+PEAK_S = 0.99
 Stage = Literal["before", "during", "after"]
 """Where the workload stands when a sample is taken."""
 
@@ -36,6 +37,8 @@ class Direction:
     base: LinkSampled | None = None
     closed: bool = False
     peak_bps: float = 0.0
+    """The highest rate over a second."""
+    peak_mark: LinkSampled | None = None
     configured_bits: float = 0.0
     """What the configured rate would have carried since the first sample of the workload."""
     most_bits: float = 0.0
@@ -73,7 +76,14 @@ class Direction:
         self.sampled_s += gap_s
         self.configured_bits += gap_s * then
         self.most_bits += gap_s * max(then, now)
-        self.peak_bps = max(self.peak_bps, 8 * (event.bytes_total - self.last.bytes_total) / gap_s)
+        self._peak(event, self.last)
+
+    def _peak(self, event: LinkSampled, last: LinkSampled) -> None:
+        since = self.peak_mark = self.peak_mark or last
+        if event.at_s - since.at_s >= PEAK_S:
+            rate_bps = 8 * (event.bytes_total - since.bytes_total) / (event.at_s - since.at_s)
+            self.peak_bps = max(self.peak_bps, rate_bps)
+            self.peak_mark = event
 
     @property
     def carried_bytes(self) -> int:
