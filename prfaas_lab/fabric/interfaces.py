@@ -11,7 +11,7 @@ from prfaas_lab.fabric.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribu
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
-IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 3, 4, 10, 18, 28
+IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_GSO_MAX_SEGS = 3, 4, 10, 18, 28, 40
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 5, 7, 15
@@ -51,6 +51,12 @@ def set_up(netlink: Netlink, name: str, *, master: str | None = None) -> None:
     if master is not None:
         body += attribute(IFLA_MASTER, index_of(netlink, master))
     netlink.request(RTM_NEWLINK, 0, body, f"bring {name} up")
+
+
+def send_single_packets(netlink: Netlink, name: str) -> None:
+    """No segmentation offload for connections that leave by this interface."""
+    body = _link_header(index_of(netlink, name)) + attribute(IFLA_GSO_MAX_SEGS, 1)
+    netlink.request(RTM_NEWLINK, 0, body, f"turn off segmentation offload of {name}")
 
 
 def delete_link(netlink: Netlink, name: str) -> None:

@@ -27,7 +27,9 @@ UNLIMITED_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True)
-class _Direction:
+class EgressQueue:
+    """The shaped egress of one interface."""
+
     netlink: Netlink
     interface: int
     fifo: int = 0
@@ -41,7 +43,7 @@ class NetemShaper:
 
     def __init__(self) -> None:
         self._netlinks: dict[str, Netlink] = {}
-        self._directions: dict[tuple[str, str], _Direction] = {}
+        self._directions: dict[tuple[str, str], EgressQueue] = {}
         self._changing = threading.Lock()
 
     def check(self, shape: Shape) -> None:
@@ -61,9 +63,10 @@ class NetemShaper:
         interfaces.add_veth(here, (one.netns, one.interface), (other.netns, other.interface))
         for end, shape in zip(link.ends, (forward, backward), strict=True):
             netlink = self._netlink(end.netns)
-            direction = _Direction(netlink, interfaces.index_of(netlink, end.interface))
+            direction = EgressQueue(netlink, interfaces.index_of(netlink, end.interface))
             self._directions[link.name, end.datacenter] = direction
-            _make(direction, shape)
+            make(direction, shape)
+            interfaces.send_single_packets(netlink, end.interface)
             interfaces.add_address(netlink, end.interface, end.address)
             interfaces.set_up(netlink, end.interface)
 
@@ -104,13 +107,14 @@ class NetemShaper:
             self._netlinks[netns] = Netlink(netns)
         return self._netlinks[netns]
 
-    def _find(self, link: str, source: str) -> _Direction:
+    def _find(self, link: str, source: str) -> EgressQueue:
         with contextlib.suppress(KeyError):
             return self._directions[link, source]
         raise FabricError(f"there is no link {link!r} with source {source!r}", where="netem shaper")
 
 
-def _make(direction: _Direction, shape: Shape) -> None:
+def make(direction: EgressQueue, shape: Shape) -> None:
+    """Shape an interface's egress: netem, below it htb, below it the queue."""
     netlink, interface = direction.netlink, direction.interface
     qdisc.add_netem(netlink, interface, NETEM, _passing(shape))
     qdisc.add_htb(netlink, interface, HTB, parent=NETEM | 1)
@@ -119,7 +123,7 @@ def _make(direction: _Direction, shape: Shape) -> None:
     direction.shape = shape
 
 
-def _change(direction: _Direction, shape: Shape) -> None:
+def _change(direction: EgressQueue, shape: Shape) -> None:
     """Touch only what differs, so that a change of rate is one request."""
     netlink, interface, old = direction.netlink, direction.interface, direction.shape
     if _passing(shape) != _passing(old):

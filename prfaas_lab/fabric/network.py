@@ -7,34 +7,25 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from prfaas_lab.errors import FabricError
-from prfaas_lab.fabric import interfaces, namespaces, sysctl
+from prfaas_lab.fabric import namespaces
+from prfaas_lab.fabric.build import Direction, build, demolish
+from prfaas_lab.fabric.lan import check_intra
 from prfaas_lab.fabric.netem import NetemShaper
-from prfaas_lab.fabric.netlink import Netlink
 from prfaas_lab.fabric.ownership import Ownership
-from prfaas_lab.fabric.plan import (
-    ENGINE_INTERFACE,
-    LAN_INTERFACE,
-    LAN_PREFIX,
-    Node,
-    Plan,
-    Site,
-    directions,
-    plan,
-)
+from prfaas_lab.fabric.plan import Node, Plan, directions, plan
 from prfaas_lab.fabric.probe import choose_shaper, probe
+from prfaas_lab.fabric.probes import Way
 from prfaas_lab.fabric.shape import Counters, Shape, Shaper
+from prfaas_lab.fabric.tcp_counters import TcpCounters
 from prfaas_lab.fabric.tun import TunShaper
 from prfaas_lab.spec.topology import Topology
 
 DATA_PORT = 7000
 """Where every node takes KVCache, on its own address."""
-Direction = tuple[str, str]
-"""(link, source): the packets that leave datacenter `source` over `link`."""
 
-_SHAPERS: dict[str, Callable[[int], Any]] = {
+_SHAPERS: dict[str, Callable[[int], Shaper]] = {
     "netem": lambda seed: NetemShaper(),
     "tun": lambda seed: TunShaper(seed=seed),
 }
@@ -44,16 +35,18 @@ class Fabric:
     """A network that is up. Every method may be called from any thread."""
 
     def __init__(
-        self, topology: Topology, layout: Plan, shaper: Shaper, shapes: dict[Direction, Shape],
-        *, reason: str, scale: float, time_scale: float,
-    ) -> None:  # fmt: skip
-        self.topology, self.scale, self.time_scale = topology, scale, time_scale
+        self, topology: Topology, layout: Plan, shaper: Shaper, shapes: dict[Direction, Shape], reason: str
+    ) -> None:
+        self.topology = topology
         self.shaper, self.reason = shaper.name, reason
         self.nodes: dict[str, Node] = layout.nodes
-        self.links = layout.links
         self.directions: tuple[Direction, ...] = tuple(shapes)
+        self._sites, self._links = layout.sites, {link.name: link for link in layout.links}
         self._shaper, self._shapes = shaper, dict(shapes)
-        self._lock = threading.Lock()
+        self._changing = threading.Lock()
+        self._tcp = {node.name: TcpCounters(node.netns) for node in self.nodes.values() if node.netns}
+
+    # -- reaching --------------------------------------------------------------------------------
 
     def path(self, source: str, destination: str) -> tuple[Direction, ...]:
         """The directions that packets cross from one node to another, in order."""
@@ -74,21 +67,65 @@ class Fabric:
         """An IPv4 socket inside a node's namespace, for a process outside it."""
         return namespaces.socket_in(self.nodes[node].netns, socket.AF_INET, kind)
 
+    def way(self, link: str, source: str) -> Way:
+        """How to measure one direction of a link: from gateway to gateway, over no other link."""
+        destination = self.far_end(link, source)
+        addresses = {end.datacenter: end.address.partition("/")[0] for end in self._links[link].ends}
+        return Way(
+            source=lambda: self.socket(source),
+            destination=lambda: self.socket(destination),
+            listen=addresses[destination],
+            dial=addresses[destination],
+            bind=addresses[source],
+        )
+
+    def far_end(self, link: str, source: str) -> str:
+        """The datacenter at the other end of a link."""
+        one, other = self.topology.links[link].between
+        return other if source == one else one
+
+    # -- shaping ---------------------------------------------------------------------------------
+
     def shape(self, link: str, source: str) -> Shape:
         """The shape in force."""
         return self._shapes[self._known(link, source)]
 
     def change(self, link: str, source: str, shape: Shape) -> float:
-        """Change one direction in place; the monotonic time at which it had taken effect."""
+        """Change one direction in place; the monotonic time by which it had taken effect."""
         direction = self._known(link, source)
-        with self._lock:
+        with self._changing:
             self._shaper.change(link, source, shape)
             self._shapes[direction] = shape
             return time.monotonic()
 
+    def egress_bps(self, datacenter: str) -> float | None:
+        """The cap on all that leaves a datacenter, in emulated units; None when there is none."""
+        return self._sites[datacenter].egress_bps
+
+    def nominal_bps(self, link: str, source: str) -> float | None:
+        """What one direction can carry alone: its rate, or less where the source's egress is capped."""
+        limits = (self.shape(link, source).rate_bps, self.egress_bps(source))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    # -- counting --------------------------------------------------------------------------------
+
     def counters(self, link: str, source: str) -> Counters:
         """Totals of one direction since the network came up."""
         return self._shaper.counters(*self._known(link, source))
+
+    def retransmitted_segments(self, datacenter: str) -> int:
+        """TCP segments that a datacenter's nodes have sent again since the network came up. The kernel
+        counts them per namespace, so this sums over all links that leave the datacenter."""
+        return sum(
+            counters.retransmitted
+            for name, counters in self._tcp.items()
+            if self.nodes[name].datacenter == datacenter
+        )
+
+    def close(self) -> None:
+        """Let go of the files that are kept open for counting."""
+        for counters in self._tcp.values():
+            counters.close()
 
     def _known(self, link: str, source: str) -> Direction:
         if (link, source) not in self._shapes:
@@ -107,84 +144,25 @@ def up(
     Everything is decided and checked before anything is made. Raises FabricError.
     """
     chosen, reason = choose_shaper(probe(), shaper)
-    shapes = shapes_of(topology, scale=scale, time_scale=time_scale)
     engine = _SHAPERS[chosen](seed)
-    for (link, source), shape in shapes.items():
-        _check(engine, link, source, shape)
-    layout = plan(topology, f"pl-{run_id}-", shapes)
-    try:
-        _make(layout, engine, shapes, ownership)
-        yield Fabric(topology, layout, engine, shapes, reason=reason, scale=scale, time_scale=time_scale)
-    finally:
-        engine.close()
-        for node in layout.nodes.values():
-            if node.netns:
-                namespaces.delete(node.netns)
+    layout = plan(topology, f"pl-{run_id}-", scale=scale, time_scale=time_scale)
+    _check(layout, engine)
+    with contextlib.ExitStack() as stack:
+        stack.callback(demolish, layout)
+        stack.callback(engine.close)
+        build(layout, engine, layout.shapes, ownership)
+        fabric = Fabric(topology, layout, engine, layout.shapes, reason)
+        stack.callback(fabric.close)
+        yield fabric
 
 
-def shapes_of(topology: Topology, *, scale: float = 1.0, time_scale: float = 1.0) -> dict[Direction, Shape]:
-    """Every direction of every link, in emulated units."""
-    return {
-        (name, source): Shape.of(link.direction(source), scale=scale, time_scale=time_scale)
-        for name, link in topology.links.items()
-        for source in link.between
-    }
-
-
-def _check(shaper: Shaper, link: str, source: str, shape: Shape) -> None:
-    try:
-        shaper.check(shape)
-    except FabricError as error:
-        where = f"link {link} from {source}"
-        raise FabricError(error.what, where=where, remedy=error.remedy) from error
-
-
-def _make(layout: Plan, shaper: Shaper, shapes: dict[Direction, Shape], ownership: Ownership) -> None:
-    for site in layout.sites.values():
-        _make_site(site, layout.window_bytes, ownership)
-    for link in layout.links:
-        one, other = link.ends
-        shaper.attach(link, shapes[link.name, one.datacenter], shapes[link.name, other.datacenter])
-        pid = getattr(shaper, "pid", None)
-        if pid is not None:
-            ownership.claim_process(pid)
-    for site in layout.sites.values():
-        _route(site)
-
-
-def _make_site(site: Site, window_bytes: int, ownership: Ownership) -> None:
-    """A gateway with a bridge, and its engines around it."""
-    gateway = site.gateway
-    assert gateway.netns is not None
-    namespaces.create(ownership.claim_namespace(gateway.netns))
-    sysctl.router(gateway.netns, window_bytes)
-    with Netlink(gateway.netns) as netlink:
-        interfaces.set_up(netlink, "lo")
-        interfaces.add_link(netlink, LAN_INTERFACE, "bridge")
-        interfaces.add_address(netlink, LAN_INTERFACE, f"{gateway.address}/{LAN_PREFIX}")
-        interfaces.set_up(netlink, LAN_INTERFACE)
-        for number, engine in enumerate(site.engines):
-            _make_engine(netlink, gateway, engine, f"e{number}", window_bytes, ownership)
-
-
-def _make_engine(
-    at_gateway: Netlink, gateway: Node, engine: Node, port: str, window_bytes: int, ownership: Ownership
-) -> None:
-    assert engine.netns is not None
-    assert gateway.netns is not None
-    namespaces.create(ownership.claim_namespace(engine.netns))
-    sysctl.endpoint(engine.netns, window_bytes)
-    interfaces.add_veth(at_gateway, (gateway.netns, port), (engine.netns, ENGINE_INTERFACE))
-    interfaces.set_up(at_gateway, port, master=LAN_INTERFACE)
-    with Netlink(engine.netns) as netlink:
-        interfaces.set_up(netlink, "lo")
-        interfaces.add_address(netlink, ENGINE_INTERFACE, f"{engine.address}/{LAN_PREFIX}")
-        interfaces.set_up(netlink, ENGINE_INTERFACE)
-        interfaces.add_route(netlink, "0.0.0.0/0", gateway.address)
-
-
-def _route(site: Site) -> None:
-    assert site.gateway.netns is not None
-    with Netlink(site.gateway.netns) as netlink:
-        for route in site.routes:
-            interfaces.add_route(netlink, route.network, route.via, source=site.gateway.address)
+def _check(layout: Plan, shaper: Shaper) -> None:
+    """Refuse what cannot be emulated, before anything is made."""
+    for (link, source), shape in layout.shapes.items():
+        try:
+            shaper.check(shape)
+        except FabricError as error:
+            where = f"link {link} from {source}"
+            raise FabricError(error.what, where=where, remedy=error.remedy) from error
+    for name, site in layout.sites.items():
+        check_intra(name, site.intra, shaper.name)

@@ -43,6 +43,10 @@ class Site:
     gateway: Node
     engines: tuple[Node, ...]
     routes: tuple[Route, ...]
+    intra: Shape
+    """Of every link between an engine and the gateway."""
+    egress_bps: float | None
+    """Cap on everything that leaves over the WAN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ class Plan:
 
     sites: dict[str, Site]
     links: tuple[LinkEnds, ...]
+    shapes: dict[tuple[str, str], Shape]
+    """Of each (link, source), in emulated units."""
     window_bytes: int
     """What a socket must be able to hold so that one stream fills the longest path."""
 
@@ -60,12 +66,27 @@ class Plan:
         return {node.name: node for site in self.sites.values() for node in (site.gateway, *site.engines)}
 
 
-def plan(topology: Topology, prefix: str, shapes: dict[tuple[str, str], Shape]) -> Plan:
+def plan(topology: Topology, prefix: str, *, scale: float = 1.0, time_scale: float = 1.0) -> Plan:
     """Where everything goes: LANs are 10.(64+i).0.0/16 with the gateway first, links 10.63.x.y/30."""
     links = tuple(_ends(topology, name, i, prefix) for i, name in enumerate(topology.links))
-    lans = {name: _LANS + (i << 16) for i, name in enumerate(topology.datacenters)}
-    sites = {name: _site(topology, name, prefix, lans, {link.name: link for link in links}) for name in lans}
-    return Plan(sites=sites, links=links, window_bytes=window_bytes(topology, shapes))
+    shapes = {
+        (name, source): Shape.of(link.direction(source), scale=scale, time_scale=time_scale)
+        for name, link in topology.links.items()
+        for source in link.between
+    }
+    sites = {
+        name: Site(
+            gateway=_node(prefix, name, name, lan + 1),
+            engines=tuple(
+                _node(prefix, e, name, lan + 2 + i) for i, e in enumerate(topology.engine_names(name))
+            ),
+            routes=_routes(topology, name, {link.name: link for link in links}),
+            intra=Shape.of(topology.datacenters[name].intra, scale=scale, time_scale=time_scale),
+            egress_bps=_scaled(topology.datacenters[name].egress, scale / time_scale),
+        )
+        for name, lan in _lans(topology).items()
+    }
+    return Plan(sites=sites, links=links, shapes=shapes, window_bytes=window_bytes(topology, shapes))
 
 
 def window_bytes(topology: Topology, shapes: dict[tuple[str, str], Shape]) -> int:
@@ -93,26 +114,27 @@ def directions(topology: Topology, source: str, destination: str) -> tuple[tuple
     return tuple(hops)
 
 
-def _site(
-    topology: Topology, name: str, prefix: str, lans: dict[str, ipaddress.IPv4Address],
-    links: dict[str, LinkEnds],
-) -> Site:  # fmt: skip
-    def node(called: str, host: int) -> Node:
-        netns = f"{prefix}{called}"
-        return Node(name=called, datacenter=name, netns=netns, address=str(lans[name] + host))
+def _lans(topology: Topology) -> dict[str, ipaddress.IPv4Address]:
+    return {name: _LANS + (i << 16) for i, name in enumerate(topology.datacenters)}
 
+
+def _node(prefix: str, name: str, datacenter: str, address: ipaddress.IPv4Address) -> Node:
+    return Node(name=name, datacenter=datacenter, netns=f"{prefix}{name}", address=str(address))
+
+
+def _routes(topology: Topology, name: str, links: dict[str, LinkEnds]) -> tuple[Route, ...]:
+    """One route to each other datacenter that can be reached: over the first link of the path."""
     routes = []
-    for other, lan in lans.items():
+    for other, lan in _lans(topology).items():
         hops = directions(topology, name, other)
         if hops:
             far = next(end for end in links[hops[0][0]].ends if end.datacenter != name)
             routes.append(Route(network=f"{lan}/{LAN_PREFIX}", via=far.address.partition("/")[0]))
-    engines = topology.engine_names(name)
-    return Site(
-        gateway=node(name, 1),
-        engines=tuple(node(engine, 2 + i) for i, engine in enumerate(engines)),
-        routes=tuple(routes),
-    )
+    return tuple(routes)
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _ends(topology: Topology, name: str, index: int, prefix: str) -> LinkEnds:

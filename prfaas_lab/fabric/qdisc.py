@@ -61,26 +61,26 @@ class QueueStats:
 
 def add_netem(netlink: Netlink, interface: int, handle: int, shape: Shape, *, parent: int = ROOT) -> None:
     """Delay, jitter, loss, reordering, duplication and corruption of a shape; not its rate."""
-    body = _tc(interface, handle, parent, "netem", attribute(TCA_OPTIONS, _netem(shape)))
+    body = tc_message(interface, handle, parent, "netem", attribute(TCA_OPTIONS, _netem(shape)))
     netlink.request(RTM_NEWQDISC, _NEW, body, "add netem")
 
 
 def change_netem(netlink: Netlink, interface: int, handle: int, shape: Shape, *, parent: int = ROOT) -> None:
     """The same in place: what it holds stays where it is."""
-    body = _tc(interface, handle, parent, "netem", attribute(TCA_OPTIONS, _netem(shape)))
+    body = tc_message(interface, handle, parent, "netem", attribute(TCA_OPTIONS, _netem(shape)))
     netlink.request(RTM_NEWQDISC, 0, body, "change netem")
 
 
 def add_htb(netlink: Netlink, interface: int, handle: int, *, parent: int = ROOT) -> None:
     """A token-bucket tree whose class `handle + 1` takes all packets."""
     init = attribute(HTB_INIT, struct.pack("=IIIII", 3, 10, 1, 0, 0))
-    body = _tc(interface, handle, parent, "htb", nested(TCA_OPTIONS, init))
+    body = tc_message(interface, handle, parent, "htb", nested(TCA_OPTIONS, init))
     netlink.request(RTM_NEWQDISC, _NEW, body, "add htb")
 
 
 def set_htb_rate(netlink: Netlink, interface: int, handle: int, rate_bps: float | None, *, new: bool) -> None:
     """The rate of the class `handle + 1`. Its tokens stay as they are: a change frees no burst."""
-    body = _tc(interface, handle | 1, handle, "htb", nested(TCA_OPTIONS, _htb_class(rate_bps)))
+    body = tc_message(interface, handle | 1, handle, "htb", nested(TCA_OPTIONS, _htb_class(rate_bps)))
     netlink.request(RTM_NEWTCLASS, _NEW if new else 0, body, "set the htb rate")
 
 
@@ -88,8 +88,15 @@ def graft_bfifo(netlink: Netlink, interface: int, handle: int, parent: int, limi
     """A drop-tail queue of so many bytes; one with another handle takes the place of the old, whose
     packets are lost, one with the same handle only changes its limit."""
     options = attribute(TCA_OPTIONS, struct.pack("=I", min(limit_bytes, U32)))
-    body = _tc(interface, handle, parent, "bfifo", options)
+    body = tc_message(interface, handle, parent, "bfifo", options)
     netlink.request(RTM_NEWQDISC, _GRAFT, body, "set the queue limit")
+
+
+def add_rate(netlink: Netlink, interface: int, rate_bps: float, limit_bytes: int) -> None:
+    """Nothing but a rate and a queue limit, at an interface's root."""
+    add_htb(netlink, interface, 0x20000)
+    set_htb_rate(netlink, interface, 0x20000, rate_bps, new=True)
+    graft_bfifo(netlink, interface, 0x30000, 0x20001, limit_bytes)
 
 
 def queue_stats(netlink: Netlink) -> Iterator[QueueStats]:
@@ -181,9 +188,12 @@ def _share(fraction: float) -> int:
     return round(fraction * U32)
 
 
-def _tc(interface: int, handle: int, parent: int, kind: str, options: bytes) -> bytes:
-    return _header(interface, handle, parent) + attribute(TCA_KIND, kind) + options
+def tc_message(
+    interface: int, handle: int, parent: int, kind: str, options: bytes, *, info: int = 0
+) -> bytes:
+    """The body of a request about a qdisc, class or filter; `options` is an attribute."""
+    return _header(interface, handle, parent, info) + attribute(TCA_KIND, kind) + options
 
 
-def _header(interface: int, handle: int, parent: int) -> bytes:
-    return struct.pack("=B3xiIII", socket.AF_UNSPEC, interface, handle, parent, 0)
+def _header(interface: int, handle: int, parent: int, info: int = 0) -> bytes:
+    return struct.pack("=B3xiIII", socket.AF_UNSPEC, interface, handle, parent, info)
