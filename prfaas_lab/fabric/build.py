@@ -8,16 +8,17 @@ from prfaas_lab.fabric.lan import shape_port
 from prfaas_lab.fabric.netlink import Netlink
 from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.plan import ENGINE_INTERFACE, LAN_INTERFACE, LAN_PREFIX, Node, Plan, Site
-from prfaas_lab.fabric.shape import Shape, Shaper
+from prfaas_lab.fabric.shape import Shaper
 
 Direction = tuple[str, str]
 """(link, source): the packets that leave datacenter `source` over `link`."""
 
 
-def build(layout: Plan, shaper: Shaper, shapes: dict[Direction, Shape], ownership: Ownership) -> None:
+def build(layout: Plan, shaper: Shaper, ownership: Ownership) -> None:
     """Make everything, each thing written into the run's journal before it exists."""
     for site in layout.sites.values():
         _make_site(site, layout, shaper.name == "netem", ownership)
+    shapes = layout.shapes
     for link in layout.links:
         one, other = link.ends
         shaper.attach(link, shapes[link.name, one.datacenter], shapes[link.name, other.datacenter])

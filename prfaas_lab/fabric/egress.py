@@ -14,6 +14,7 @@ from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import interfaces, qdisc
 from prfaas_lab.fabric.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute, nested
 from prfaas_lab.fabric.shape import Shape
+from prfaas_lab.units import format_rate
 
 IFB_INTERFACE = "egress0"
 RTM_NEWTFILTER = 44
@@ -23,6 +24,15 @@ TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_MIRRED_PARMS = 1, 2, 2
 TC_ACT_STOLEN, TCA_EGRESS_REDIR = 4, 1
 ETH_P_ALL = 3
 _NEW = NLM_F_CREATE | NLM_F_EXCL
+
+
+def check_egress(datacenter: str, rate_bps: float | None, shaper: str) -> None:
+    """Raises FabricError when a cap cannot be kept."""
+    where = f"datacenters.{datacenter}.egress"
+    if rate_bps is not None and shaper == "relay":
+        raise FabricError("the relay shaper cannot cap a sum of links", where=where, remedy="drop egress:")
+    if rate_bps is not None and not 0 < rate_bps <= qdisc.UNSHAPED_BPS:
+        raise FabricError(f"cannot cap at {format_rate(rate_bps)}", where=where, remedy="set a smaller scale")
 
 
 def cap_egress(netlink: Netlink, wan_interfaces: list[str], rate_bps: float) -> None:

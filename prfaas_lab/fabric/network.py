@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import namespaces
 from prfaas_lab.fabric.build import Direction, build, demolish
+from prfaas_lab.fabric.egress import check_egress
 from prfaas_lab.fabric.lan import check_intra
 from prfaas_lab.fabric.netem import NetemShaper
 from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.plan import Node, Plan, directions, plan
 from prfaas_lab.fabric.probe import choose_shaper, probe
 from prfaas_lab.fabric.probes import Way
-from prfaas_lab.fabric.shape import Counters, Shape, Shaper
+from prfaas_lab.fabric.relay import RelayShaper
+from prfaas_lab.fabric.relay_plan import loopback_octet, plan_relay
+from prfaas_lab.fabric.shape import Counters, LinkControl, LinkEnd, LinkEnds, Shape, Shaper
 from prfaas_lab.fabric.tcp_counters import TcpCounters
 from prfaas_lab.fabric.tun import TunShaper
 from prfaas_lab.spec.topology import Topology
@@ -35,16 +38,16 @@ class Fabric:
     """A network that is up. Every method may be called from any thread."""
 
     def __init__(
-        self, topology: Topology, layout: Plan, shaper: Shaper, shapes: dict[Direction, Shape], reason: str
-    ) -> None:
-        self.topology = topology
+        self, topology: Topology, shaper: LinkControl, shapes: dict[Direction, Shape],
+        nodes: dict[str, Node], *, reason: str, doors: dict[tuple[str, str], str],
+        ways: dict[Direction, Way], egress_bps: dict[str, float | None],
+    ) -> None:  # fmt: skip
+        self.topology, self.nodes = topology, nodes
         self.shaper, self.reason = shaper.name, reason
-        self.nodes: dict[str, Node] = layout.nodes
         self.directions: tuple[Direction, ...] = tuple(shapes)
-        self._sites, self._links = layout.sites, {link.name: link for link in layout.links}
-        self._shaper, self._shapes = shaper, dict(shapes)
-        self._changing = threading.Lock()
-        self._tcp = {node.name: TcpCounters(node.netns) for node in self.nodes.values() if node.netns}
+        self._shaper, self._shapes, self._changing = shaper, dict(shapes), threading.Lock()
+        self._doors, self._ways, self._egress_bps = doors, ways, egress_bps
+        self._tcp = {node.name: TcpCounters(node.netns) for node in nodes.values() if node.netns}
 
     # -- reaching --------------------------------------------------------------------------------
 
@@ -59,9 +62,11 @@ class Fabric:
         Raises FabricError when no chain of links joins them.
         """
         here, there = self.nodes[source], self.nodes[destination]
-        if here.datacenter != there.datacenter and not self.path(source, destination):
+        if here.datacenter == there.datacenter:
+            return there.address
+        if not self.path(source, destination):
             raise FabricError(f"no links lead from {source} to {destination}", remedy="add a link")
-        return there.address
+        return self._doors.get((here.datacenter, destination), there.address)
 
     def socket(self, node: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """An IPv4 socket inside a node's namespace, for a process outside it."""
@@ -69,15 +74,7 @@ class Fabric:
 
     def way(self, link: str, source: str) -> Way:
         """How to measure one direction of a link: from gateway to gateway, over no other link."""
-        destination = self.far_end(link, source)
-        addresses = {end.datacenter: end.address.partition("/")[0] for end in self._links[link].ends}
-        return Way(
-            source=lambda: self.socket(source),
-            destination=lambda: self.socket(destination),
-            listen=addresses[destination],
-            dial=addresses[destination],
-            bind=addresses[source],
-        )
+        return self._ways[self._known(link, source)]
 
     def far_end(self, link: str, source: str) -> str:
         """The datacenter at the other end of a link."""
@@ -100,7 +97,7 @@ class Fabric:
 
     def egress_bps(self, datacenter: str) -> float | None:
         """The cap on all that leaves a datacenter, in emulated units; None when there is none."""
-        return self._sites[datacenter].egress_bps
+        return self._egress_bps[datacenter]
 
     def nominal_bps(self, link: str, source: str) -> float | None:
         """What one direction can carry alone: its rate, or less where the source's egress is capped."""
@@ -144,19 +141,76 @@ def up(
     Everything is decided and checked before anything is made. Raises FabricError.
     """
     chosen, reason = choose_shaper(probe(), shaper)
-    engine = _SHAPERS[chosen](seed)
     layout = plan(topology, f"pl-{run_id}-", scale=scale, time_scale=time_scale)
-    _check(layout, engine)
     with contextlib.ExitStack() as stack:
-        stack.callback(demolish, layout)
-        stack.callback(engine.close)
-        build(layout, engine, layout.shapes, ownership)
-        fabric = Fabric(topology, layout, engine, layout.shapes, reason)
+        bring_up = _relayed if chosen == "relay" else _in_namespaces
+        fabric = bring_up(topology, layout, chosen, reason, seed, ownership, stack)
         stack.callback(fabric.close)
         yield fabric
 
 
-def _check(layout: Plan, shaper: Shaper) -> None:
+def _in_namespaces(
+    topology: Topology, layout: Plan, chosen: str, reason: str, seed: int, ownership: Ownership,
+    stack: contextlib.ExitStack,
+) -> Fabric:  # fmt: skip
+    shaper = _SHAPERS[chosen](seed)
+    _check(layout, shaper)
+    stack.callback(demolish, layout)
+    stack.callback(shaper.close)
+    build(layout, shaper, ownership)
+    return Fabric(
+        topology,
+        shaper,
+        layout.shapes,
+        layout.nodes,
+        reason=reason,
+        doors={},
+        ways={way: _way(*ends) for link in layout.links for way, ends in _both_ways(link)},
+        egress_bps={name: site.egress_bps for name, site in layout.sites.items()},
+    )
+
+
+def _relayed(
+    topology: Topology, layout: Plan, chosen: str, reason: str, seed: int, ownership: Ownership,
+    stack: contextlib.ExitStack,
+) -> Fabric:  # fmt: skip
+    shaper = RelayShaper(seed=seed)
+    _check(layout, shaper)
+    octet = stack.enter_context(loopback_octet())
+    relayed = plan_relay(topology, octet, DATA_PORT)
+    stack.callback(shaper.close)
+    shaper.serve(relayed.routes, layout.shapes)
+    if shaper.pid is not None:
+        ownership.claim_process(shaper.pid)
+    return Fabric(
+        topology,
+        shaper,
+        layout.shapes,
+        relayed.nodes,
+        reason=reason,
+        doors=relayed.doors,
+        ways=relayed.ways,
+        egress_bps=dict.fromkeys(topology.datacenters),
+    )
+
+
+def _both_ways(link: LinkEnds) -> list[tuple[Direction, tuple[LinkEnd, LinkEnd]]]:
+    one, other = link.ends
+    return [((link.name, one.datacenter), (one, other)), ((link.name, other.datacenter), (other, one))]
+
+
+def _way(source: LinkEnd, destination: LinkEnd) -> Way:
+    there = destination.address.partition("/")[0]
+    return Way(
+        source=lambda: namespaces.socket_in(source.netns, socket.AF_INET, socket.SOCK_STREAM),
+        destination=lambda: namespaces.socket_in(destination.netns, socket.AF_INET, socket.SOCK_STREAM),
+        listen=(there, 0),
+        dial=(there, 0),
+        bind=source.address.partition("/")[0],
+    )
+
+
+def _check(layout: Plan, shaper: LinkControl) -> None:
     """Refuse what cannot be emulated, before anything is made."""
     for (link, source), shape in layout.shapes.items():
         try:
@@ -166,3 +220,4 @@ def _check(layout: Plan, shaper: Shaper) -> None:
             raise FabricError(error.what, where=where, remedy=error.remedy) from error
     for name, site in layout.sites.items():
         check_intra(name, site.intra, shaper.name)
+        check_egress(name, site.egress_bps, shaper.name)

@@ -32,8 +32,9 @@ class Way:
 
     source: MakeSocket
     destination: MakeSocket
-    listen: str
-    dial: str
+    listen: tuple[str, int]
+    dial: tuple[str, int]
+    """Port 0: the one that the listener got."""
     bind: str = ""
     """The source's own address, where its packets would else take another way."""
 
@@ -114,19 +115,20 @@ def _connected(way: Way, count: int) -> Iterator[list[tuple[socket.socket, socke
         listener.settimeout(DIAL_TIMEOUT_S)
         pairs = []
         try:
-            listener.bind((way.listen, 0))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(way.listen)
             listener.listen(count)
-            port = listener.getsockname()[1]
+            address, port = way.dial[0], way.dial[1] or listener.getsockname()[1]
             for _ in range(count):
                 near = stack.enter_context(way.source())
                 near.settimeout(DIAL_TIMEOUT_S)
                 if way.bind:
                     near.bind((way.bind, 0))
-                near.connect((way.dial, port))
+                near.connect((address, port))
                 pairs.append((near, stack.enter_context(listener.accept()[0])))
         except OSError as error:
             raise FabricError(
-                f"no TCP connection to {way.dial} within {DIAL_TIMEOUT_S:.0f} s: {error}",
+                f"no TCP connection to {way.dial[0]} within {DIAL_TIMEOUT_S:.0f} s: {error}",
                 remedy="a link with rate 0 or loss 100% at the start cannot be measured",
             ) from error
         yield pairs

@@ -90,8 +90,8 @@ class LinkEnds:
     ends: tuple[LinkEnd, LinkEnd]
 
 
-class Shaper(Protocol):
-    """Makes links between gateways and decides what happens to packets on them.
+class LinkControl(Protocol):
+    """Decides what happens to packets on links that are there.
 
     A direction is named by its link and the datacenter whose packets it carries (`source`). What a
     shaper cannot do it refuses in `check`, before anything is made.
@@ -102,15 +102,19 @@ class Shaper(Protocol):
     def check(self, shape: Shape) -> None:
         """Raises FabricError when this shaper cannot do what the shape asks."""
 
-    def attach(self, link: LinkEnds, forward: Shape, backward: Shape) -> None:
-        """Make both interfaces, up and addressed, and shape both directions."""
-
     def change(self, link: str, source: str, shape: Shape) -> float:
-        """One in-place change of one direction: no packet is lost to it, no unshaped instant.
-        Returns the monotonic time (the loop's clock) at which it had taken effect."""
+        """One in-place change of one direction: no packet is lost to it, no unshaped instant. The
+        monotonic time at which it took effect."""
 
     def counters(self, link: str, source: str) -> Counters:
-        """Totals of one direction since `attach`."""
+        """Totals of one direction since it was made."""
 
     def close(self) -> None:
         """End what the shaper runs (a process, threads). Interfaces go with their namespaces."""
+
+
+class Shaper(LinkControl, Protocol):
+    """Makes links between gateways, too."""
+
+    def attach(self, link: LinkEnds, forward: Shape, backward: Shape) -> None:
+        """Make both interfaces, up and addressed, and shape both directions."""
