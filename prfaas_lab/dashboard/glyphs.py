@@ -52,8 +52,11 @@ def bar(fraction: float, width: int, glyphs: Glyphs) -> tuple[str, str]:
 
 
 def ceiling_bps(points: Sequence[Point]) -> float:
-    """The top of a chart: the highest rate, seen or configured."""
-    return max((max(p.rate_bps, p.configured_bps or 0.0) for p in points), default=0.0) or 1.0
+    """The top of a chart: the configured rate, or a little above what was seen where that is less
+    than a fifth of it, lest the chart be empty."""
+    seen = max((point.rate_bps for point in points), default=0.0)
+    configured = max((point.configured_bps or 0.0 for point in points), default=0.0)
+    return (1.25 * seen if 0 < seen < configured / 5 else max(seen, configured)) or 1.0
 
 
 def sparkline(points: Sequence[Point], width: int, glyphs: Glyphs) -> str:
@@ -88,7 +91,7 @@ def _column(point: Point, top: float, height: int, glyphs: Glyphs) -> list[str]:
     if eighths == 0 and point.rate_bps > 0:
         eighths = 1
     cells = [glyphs.levels[min(steps, max(0, eighths - row * steps))] for row in reversed(range(height))]
-    if point.configured_bps is not None:
+    if point.configured_bps is not None and point.configured_bps <= top:
         row = height - 1 - min(height - 1, max(0, math.ceil(point.configured_bps / top * height) - 1))
         if cells[row] == glyphs.levels[0]:
             cells[row] = glyphs.outage if point.configured_bps == 0 else glyphs.cap

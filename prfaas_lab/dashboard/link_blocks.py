@@ -20,7 +20,8 @@ def links(state: ScreenState, width: int, rows: int, glyphs: Glyphs) -> list[Tex
     if not traces:
         return [st.title("links", "", width, glyphs), st.line((" none", st.LABEL))][:rows]
     table = _rows(traces, width, rows, glyphs)
-    used = [trace for trace in traces if trace.used]
+    peak_bps = max(trace.peak_bps for trace in traces)
+    used = [trace for trace in traces if trace.peak_bps > peak_bps / 10]  # acknowledgements are less
     height = min(CHART_ROWS, (rows - len(table)) // len(used) - 1) if used else 0
     if height < 3:
         return table
@@ -28,7 +29,7 @@ def links(state: ScreenState, width: int, rows: int, glyphs: Glyphs) -> list[Tex
 
 
 def _rows(traces: list[LinkTrace], width: int, rows: int, glyphs: Glyphs) -> list[Text]:
-    longest = max(len(_name(trace, glyphs)) for trace in traces)
+    longest = max(len(_way(trace, glyphs)) for trace in traces)
     names = max(6, min(longest, 26, width - 57))
     spark = max(0, width - names - 50)
     recent = f"{'recent rates':<{spark}}"
@@ -47,7 +48,7 @@ def _row(trace: LinkTrace, names: int, spark: int, glyphs: Glyphs) -> Text:
     dropped = trace.sample.dropped_total if trace.sample else 0
     queued = trace.sample.backlog_bytes if trace.sample else None
     return st.line(
-        (f" {st.cut(_name(trace, glyphs), names):<{names}} ", st.NAME),
+        (f" {st.cut(_way(trace, glyphs), names):<{names}} ", st.NAME),
         (f"{st.rate(trace.rate.per_s):>9}", _style(trace)),
         f" {_configured(trace):>10} ",
         (sparkline(list(trace.points), spark, glyphs), _style(trace)),
@@ -70,6 +71,11 @@ def _charted(trace: LinkTrace, width: int, height: int, glyphs: Glyphs) -> list[
         (f" rate, and the configured one as {glyphs.cap * 3}", st.LABEL),
     )
     return [caption, *drawn]
+
+
+def _way(trace: LinkTrace, glyphs: Glyphs) -> str:
+    """A direction named shortly: a link has two ends, so where it leads tells which is meant."""
+    return f"{trace.link}{glyphs.arrow}{trace.destination}" if trace.destination else _name(trace, glyphs)
 
 
 def _name(trace: LinkTrace, glyphs: Glyphs) -> str:

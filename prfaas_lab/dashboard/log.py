@@ -29,14 +29,14 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: deque[LogLine] = deque(maxlen=LINES)
-        self._phases: set[str] = set()
+        self._phases: set[tuple[str, str]] = set()
 
     def observe(self, event: ev.Event) -> list[LogLine]:
         """Take in an event; returns the lines it gave, for who prints them as they come."""
         if isinstance(event, ev.PhaseChanged):
-            if event.name in self._phases:
+            if (event.name, event.detail) in self._phases:
                 return []
-            self._phases.add(event.name)
+            self._phases |= {(event.name, ""), (event.name, event.detail)}
         lines = log_lines(event)
         for line in lines:
             self._append(line)
@@ -55,7 +55,8 @@ def log_lines(event: ev.Event) -> list[LogLine]:
             level: Level = "warning" if event.level == "warning" else "info"
             return _line(event, "error" if event.level == "error" else level, event.text)
         case ev.PhaseChanged():
-            return _line(event, "info", f"{_PHASES.get(event.name, event.name)} {event.detail}".strip())
+            words = f"{event.name}: {event.detail}" if event.detail else _PHASES.get(event.name, event.name)
+            return _line(event, "info", words)
         case ev.EngineStarted():
             return _line(event, "info", f"{event.engine} is ready ({event.netns}, pid {event.pid})")
         case ev.EngineDied():

@@ -59,13 +59,13 @@ class LinkTrace:
     """The sample at which the last point ended."""
     measured: ev.LinkMeasured | None = None
     transfers: int = 0
-    used: bool = False
-    """It once carried a twentieth of its rate: more than acknowledgements."""
+    peak_bps: float = 0.0
 
-    def observe(self, event: ev.LinkSampled) -> None:
+    def observe(self, event: ev.LinkSampled, *, working: bool) -> None:
+        """Only the workload's traffic is plotted, not that of measuring the link."""
         self.sample = event
         self.rate.add(event.at_s, 8.0 * event.bytes_total)
-        if self.mark is None or event.at_s < self.mark.at_s:
+        if not working or self.mark is None or event.at_s < self.mark.at_s:
             self.mark = event
         elif event.at_s - self.mark.at_s >= POINT_S:
             self._plot(event, self.mark)
@@ -75,7 +75,7 @@ class LinkTrace:
         carried = max(0, event.bytes_total - since.bytes_total)
         point = Point(8 * carried / (event.at_s - since.at_s), event.configured_bps)
         self.points.append(point)
-        self.used |= point.rate_bps > 0.05 * (point.configured_bps or 0.0)
+        self.peak_bps = max(self.peak_bps, point.rate_bps)
 
     @property
     def configured_bps(self) -> float | None:
@@ -172,7 +172,7 @@ class ScreenState:
             case ev.LinkMeasured():
                 self._link(event.link, event.source).measured = event
             case ev.LinkSampled():
-                self._link(event.link, event.source).observe(event)
+                self._link(event.link, event.source).observe(event, working=self.tally.stage != "before")
             case ev.EngineStarted():
                 self._engine(event.engine, event.datacenter, event.role).ready = True
             case ev.EngineDied():

@@ -121,7 +121,7 @@ def _legs(summary: Summary) -> Table:
 
 
 def _links(summary: Summary) -> Table:
-    heads = ("configured", "measured", "RTT (spec)", "carried", "mean", "use", "drops")
+    heads = ("spec", "measured", "RTT/spec", "carried", "mean", "use", "drops")
     table = _table("link", *heads)
     for name, link in summary["links"].items():
         for source, way in link["directions"].items():
@@ -130,7 +130,7 @@ def _links(summary: Summary) -> Table:
                 f"{name} from {source}",
                 "unshaped" if way["configured_bps"] is None else st.rate(way["configured_bps"]),
                 st.rate(way["measured_bps"]),
-                f"{st.milliseconds(way['measured_rtt_ms'])} ({st.milliseconds(way['configured_rtt_ms'])})",
+                f"{st.milliseconds(way['measured_rtt_ms'])}/{st.milliseconds(way['configured_rtt_ms'])}",
                 st.size(way["bytes"]),
                 st.rate(way["mean_bps"]),
                 "-" if use is None else f"{use:.1%}",

@@ -33,7 +33,7 @@ def test_the_essentials_of_a_running_system_are_visible(width: int, height: int)
     for fact in (
         "bursty", "two-sites", "emulate", "tun shaper", "RUNNING", "0:19 of 0:30", "0:11 left",
         "east-p0", "west-p0", "west-d0", "west-d1", "prefill", "decode",
-        "wan east→west", "wan west→east", "40Mbit", "100Mbit", "50.3ms",
+        "wan→west", "wan→east", "40Mbit", "100Mbit", "50.3ms",
         "TTFT", "TPOT", "ITL", "mean", "p50", "p90", "p99", "last 10 s", "whole run", "req/s", "token/s",
         "threshold > 512 tokens", "offloaded", "submitted", "in flight", "1 failed", "verified",
         "warning: link wan narrows", "wan from east: rate 40Mbit",
