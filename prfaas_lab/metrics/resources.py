@@ -87,8 +87,9 @@ class Direction:
 
     @property
     def carried_bytes(self) -> int:
-        """Bytes of the workload, headers included."""
-        return self._since("bytes_total")
+        """Bytes of the workload, headers included. What was still queued when it started is not its."""
+        queued_bytes = self.base.backlog_bytes if self.base else 0
+        return max(0, self._since("bytes_total") - queued_bytes)
 
     @property
     def carried_packets(self) -> int:

@@ -75,11 +75,26 @@ def test_a_replayed_run_sums_up_to_the_same(tmp_path: Path) -> None:
 def test_what_was_carried_before_the_workload_does_not_count() -> None:
     events = FakeRun().events()
     wan = summarize(Tally.of(events))["links"]["wan"]
-    last = [event for event in events if isinstance(event, ev.LinkSampled) and event.source == "east"][-1]
-    assert wan["directions"]["east"]["bytes"] == last.bytes_total - 1_000_000
+    first, *_, last = (
+        event for event in events if isinstance(event, ev.LinkSampled) and event.source == "east"
+    )
+    carried = last.bytes_total - first.bytes_total - first.backlog_bytes
+    assert wan["directions"]["east"]["bytes"] == carried
     assert wan["bytes"] == sum(direction["bytes"] for direction in wan["directions"].values())
     assert wan["busiest_source"] == "east"
     assert 0 < wan["utilization"] < 1
+
+
+def test_what_was_still_queued_as_the_workload_started_does_not_count() -> None:
+    events = FakeRun().events()
+    queued = [
+        replace(e, backlog_bytes=5000) if isinstance(e, ev.LinkSampled) and e.at_s < 8 else e for e in events
+    ]
+    clean, after = (
+        summarize(Tally.of(stream))["links"]["wan"]["directions"]["west"] for stream in (events, queued)
+    )
+    was = next(e.backlog_bytes for e in events if isinstance(e, ev.LinkSampled) and e.source == "west")
+    assert after["bytes"] == clean["bytes"] + was - 5000
 
 
 def test_an_empty_run_sums_up_without_nan(tmp_path: Path) -> None:
