@@ -66,7 +66,8 @@ def _edges(setting: Setting, thresholds: Iterable[float]) -> Floats:
     law, fleet = setting.lengths, setting.fleet
     low, high = law.support
     knots = [x for site in (*fleet.prfaas, *fleet.local) for x in site.profile.prefill.inner_knots()]
-    cuts = np.concatenate([law.candidates(SLICES), knots, list(thresholds)])
+    spaced = [np.geomspace(max(low, 1.0), high, SLICES // 2), np.linspace(low, high, SLICES // 2)]
+    cuts = np.concatenate([*spaced, knots, list(thresholds)])
     inside = cuts[(cuts > low) & (cuts < high)]
     return np.unique(np.concatenate([[low - 1], inside, [high]]))
 

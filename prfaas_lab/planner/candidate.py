@@ -40,6 +40,13 @@ class Candidate:
     """Equation 6."""
 
 
+def settled_rate(setting: Setting, candidate: Candidate, *, above: float = 0.0) -> float:
+    """The rate that remains of equation 6 with routes and SLO; 0 when it would not exceed `above`."""
+    judged = _Judged(setting, candidate)
+    routed = judged.routed_rate()
+    return judged.rate_within_slo(judged.streams(), routed, above=above) if routed > above else 0.0
+
+
 def judge(setting: Setting, candidate: Candidate) -> Deployment:
     """The deployment of a candidate. Raises LabError when a price is missing."""
     return _Judged(setting, candidate).deployment()
@@ -152,8 +159,8 @@ class _Judged:
             kv_bytes={},
         )
 
-    def rate_within_slo(self, streams: list[Stream], routed: float) -> float:
-        """The highest rate up to `routed` whose TTFT meets the SLO; 0 when none does."""
+    def rate_within_slo(self, streams: list[Stream], routed: float, *, above: float = 0.0) -> float:
+        """The highest rate in (above, routed] whose TTFT meets the SLO; 0 when none does."""
         limit_s = self.setting.extensions.slo.ttft_p90_s
         if limit_s is None or routed == 0:
             return routed
@@ -161,9 +168,11 @@ class _Judged:
         def meets(rate: float) -> bool:
             return ttft.share_within(streams, self.waits(streams, rate), limit_s) >= 0.9
 
-        if meets(routed) or not meets(0.0):
-            return routed if meets(routed) else 0.0
-        low, high = 0.0, routed
+        if not meets(above):
+            return 0.0
+        if meets(routed):
+            return routed
+        low, high = above, routed
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if meets(middle) else (low, middle)

@@ -33,9 +33,6 @@ class LengthLaw(Protocol):
     def partial(self, power: int, cut: npt.ArrayLike) -> Floats:
         """E[L^power; L <= cut]: with power 0 the distribution function. `cut` may be inf."""
 
-    def candidates(self, count: int) -> Floats:
-        """At most about `count` rising thresholds worth trying, the ends of the support included."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncatedLogNormal:
@@ -65,11 +62,6 @@ class TruncatedLogNormal:
         shifted = (np.log(bounded) - self.mu) / self.sigma - power * self.sigma
         start = (math.log(self.low) - self.mu) / self.sigma - power * self.sigma
         return np.asarray(scale * _normal_between(start, shifted) / self._mass)
-
-    def candidates(self, count: int) -> Floats:
-        log_spaced = np.geomspace(self.low, self.high, count // 2)
-        evenly = np.linspace(self.low, self.high, count - count // 2)
-        return np.unique(np.round(np.concatenate([log_spaced, evenly])))
 
     @property
     def _mass(self) -> float:
@@ -103,10 +95,6 @@ class Discrete:
         sums = np.concatenate([[0.0], np.cumsum(self.weights * self.tokens**power)])
         return np.asarray(sums[np.searchsorted(self.tokens, np.asarray(cut), side="right")])
 
-    def candidates(self, count: int) -> Floats:
-        step = max(1, math.ceil(self.tokens.size / count))
-        return np.unique(np.concatenate([[self.tokens[0] - 1], self.tokens[::step], self.tokens[-1:]]))
-
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
@@ -121,10 +109,6 @@ class Mixture:
 
     def partial(self, power: int, cut: npt.ArrayLike) -> Floats:
         return np.asarray(sum(share * law.partial(power, cut) for share, law in self.parts))
-
-    def candidates(self, count: int) -> Floats:
-        each = max(2, count // len(self.parts))
-        return np.unique(np.concatenate([law.candidates(each) for _, law in self.parts]))
 
 
 def law_of(lengths: Lengths) -> LengthLaw:
@@ -153,6 +137,17 @@ def scaled(law: LengthLaw, factor: float) -> LengthLaw:
             return Mixture(tuple((share, scaled(part, factor)) for share, part in law.parts))
         case _:
             raise AssertionError(f"no rule to scale a {type(law).__name__}")
+
+
+def thresholds(law: LengthLaw, *, digits: int = 3) -> Floats:
+    """Every threshold to so many significant digits, as people write them (19.4K), between the cut that
+    all lengths exceed and the one that none does, both included."""
+    low, high = math.ceil(law.support[0]) - 1, math.ceil(law.support[1])
+    first = 10 ** (digits - 1)
+    decades = [np.arange(first, 10 * first) * 10**power for power in range(len(str(high)))]
+    written = np.concatenate([np.arange(first), *decades])
+    within = written[(written > low) & (written < high)]
+    return np.concatenate([[low], within, [high]]).astype(np.float64)
 
 
 def mean(law: LengthLaw) -> float:

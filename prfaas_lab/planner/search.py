@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from prfaas_lab import units
 from prfaas_lab.errors import LabError
-from prfaas_lab.model.profile import Floats
-from prfaas_lab.planner.candidate import Candidate, judge
+from prfaas_lab.planner import lengths
+from prfaas_lab.planner.candidate import Candidate, judge, settled_rate
 from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.grid import Grid, grid
 from prfaas_lab.planner.roles import role_choices
 from prfaas_lab.planner.setting import Setting
 
-THRESHOLDS = 1024
-"""Thresholds of the first pass; a second one tries every token around the best of them."""
 MOST_JUDGED = 4000
 """Candidates looked at one by one where equation 6 is not the last word (several sites, an SLO)."""
 
@@ -24,17 +23,19 @@ MOST_JUDGED = 4000
 def deploy_prfaas(setting: Setting) -> Deployment:
     """Threshold and roles together. Raises LabError when nothing meets the SLO, or there is no PrfaaS."""
     _needs_prfaas(setting, "prfaas")
-    roles = role_choices(setting.fleet)
-    coarse = grid(setting, setting.lengths.candidates(THRESHOLDS), roles)
-    first = _best(setting, _by_threshold(coarse))
-    assert first.threshold_tokens is not None
-    around = _around(coarse.classes.thresholds, first.threshold_tokens)
-    fine = grid(setting, around, roles)
-    best = max((first, _best(setting, _by_threshold(fine))), key=lambda d: d.lambda_max)
+    law, roles = setting.lengths, role_choices(setting.fleet)
+    thresholds = lengths.thresholds(law)
+    if not _equation_6_decides(setting):
+        # Judging one by one is dear: first to two digits, then to three around the best.
+        coarse = lengths.thresholds(law, digits=2)
+        first = _best(setting, _by_threshold(grid(setting, coarse, roles)))
+        index = int(np.argmin(np.abs(coarse - (first.threshold_tokens or 0))))
+        low, high = coarse[max(0, index - 1)], coarse[min(index + 1, coarse.size - 1)]
+        thresholds = np.union1d(thresholds[(thresholds >= low) & (thresholds <= high)], coarse[index])
+    best = _best(setting, _by_threshold(grid(setting, thresholds, roles)))
     if best.lambda_max <= 0:
         raise LabError(
-            "no threshold and no roles meet the SLO",
-            remedy=f"allow a p90 TTFT of {best.p90_ttft_s:.3g} s and a TPOT of {best.tpot_s:.3g} s, or more",
+            "no threshold and no roles meet the SLO", remedy="allow a longer TTFT, or plan faster hardware"
         )
     return best
 
@@ -112,22 +113,27 @@ def deploy(
     setting: Setting, policies: Iterable[PolicyName] = tuple(POLICIES)
 ) -> dict[PolicyName, Deployment]:
     """Each policy's best deployment; without a PrfaaS site, only the homogeneous one exists."""
+    _can_decode(setting)
     wanted: Iterable[PolicyName] = policies if setting.fleet.prfaas else ("homogeneous",)
     return {name: POLICIES[name](setting) for name in wanted}
 
 
 def _best(setting: Setting, candidates: Iterable[Candidate]) -> Deployment:
-    """The best once judged. Candidates come highest equation 6 first, and judging never raises a rate,
+    """The best once settled. Candidates come highest equation 6 first, and settling never raises a rate,
     so that the search ends with the first that could not beat what is already found."""
-    best: Deployment | None = None
+    best, rate = None, 0.0
     for count, candidate in enumerate(candidates):
-        if best is not None and (candidate.rate <= best.lambda_max or count >= MOST_JUDGED):
+        if best is not None and (candidate.rate <= rate or count >= MOST_JUDGED):
             break
-        found = judge(setting, candidate)
-        if best is None or found.lambda_max > best.lambda_max:
-            best = found
+        settled = settled_rate(setting, candidate, above=rate)
+        if best is None or settled > rate:
+            best, rate = candidate, settled
     assert best is not None, "a fleet with a local site has at least one candidate"
-    return best
+    return judge(setting, best)
+
+
+def _equation_6_decides(setting: Setting) -> bool:
+    return setting.fleet.is_plain and setting.extensions.slo.ttft_p90_s is None
 
 
 def _by_threshold(table: Grid) -> Iterator[Candidate]:
@@ -144,13 +150,15 @@ def _by_threshold(table: Grid) -> Iterator[Candidate]:
         )
 
 
-def _around(thresholds: Floats, best: float) -> Floats:
-    """Every whole token between the neighbours of the best threshold, at most a few thousand."""
-    index = int(np.argmin(np.abs(thresholds - best)))
-    low, high = thresholds[max(0, index - 1)], thresholds[min(index + 1, thresholds.size - 1)]
-    return np.unique(np.round(np.linspace(low, high, min(4096, max(2, round(high - low) + 1)))))
-
-
 def _needs_prfaas(setting: Setting, policy: str) -> None:
     if not setting.fleet.prfaas:
         raise LabError(f"policy {policy!r} needs a prfaas datacenter", remedy="plan homogeneous instead")
+
+
+def _can_decode(setting: Setting) -> None:
+    if any(setting.decode_rate(site) > 0 for site in setting.fleet.local):
+        return
+    least_s = min(site.profile.step_s(1) for site in setting.fleet.local)
+    raise LabError(
+        "no decode batch meets the TPOT asked for", remedy=f"allow {units.format_duration(least_s)} or more"
+    )

@@ -148,13 +148,14 @@ class Setting:
         single = [min((cap.rate_bps for cap in caps if way in cap.pairs), default=math.inf) for way in ways]
         return min([sum(single), *own])
 
-    def batch(self, site: Site) -> float:
+    def batch(self, site: Site) -> int:
         """BS_max in equation 5: the profile's, or less where the TPOT to be met asks for it."""
         decoding = site.profile.decoding()
         tpot_s = self.extensions.slo.tpot_s
         if tpot_s is None:
             return decoding.bs_max
-        return max(0.0, min(decoding.bs_max, math.floor(decoding.step.inverse(tpot_s) + 1e-9)))
+        reach = min(decoding.step.inverse(tpot_s), decoding.bs_max)
+        return math.floor(reach + 1e-9) if reach >= 1 else 0
 
     def decode_rate(self, site: Site) -> float:
         """Equation 5 of one instance: requests per second it decodes, 0 when the SLO forbids all."""

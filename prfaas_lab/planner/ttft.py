@@ -8,8 +8,9 @@ percentile of TTFT has no "at the mean length").
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from prfaas_lab.planner.queueing import NO_WAIT, Wait, wait
 _BINS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Stream:
     """Requests with low < L <= high, a `share` of those, on a pool of `servers` instances."""
 
@@ -34,17 +35,25 @@ class Stream:
     extra_s: float = 0.0
     """Added to every TTFT: the network's."""
 
-    @property
+    @cached_property
     def mass(self) -> float:
         """The part of all requests that this is."""
         within = float(self.law.partial(0, self.high)) - float(self.law.partial(0, self.low))
         return self.share * max(0.0, within)
 
-    def moment(self, power: int) -> float:
-        """E[T^power] over the stream, power 1 or 2; nan when the stream is empty."""
-        of = lengths.partial_mean if power == 1 else lengths.partial_square
-        whole = float(of(self.law, self.curve, self.high)) - float(of(self.law, self.curve, self.low))
-        return self.share * whole / self.mass if self.mass > 0 else math.nan
+    @cached_property
+    def mean_s(self) -> float:
+        """E[T_prefill] over the stream, which must not be empty."""
+        return self._mean_of(lengths.partial_mean)
+
+    @cached_property
+    def mean_square(self) -> float:
+        """E[T_prefill^2] over the stream, s^2."""
+        return self._mean_of(lengths.partial_square)
+
+    def _mean_of(self, partial: Callable[[LengthLaw, Curve, float], Floats]) -> float:
+        whole = partial(self.law, self.curve, self.high) - partial(self.law, self.curve, self.low)
+        return self.share * float(whole) / self.mass
 
     def waiting(self, rate: float, arrival_cv2: float) -> Wait:
         """The wait for an instance when all streams together arrive at `rate`."""
@@ -53,8 +62,8 @@ class Stream:
         return wait(
             rate=rate * self.mass,
             servers=self.servers,
-            service_s=self.moment(1),
-            service_square=self.moment(2),
+            service_s=self.mean_s,
+            service_square=self.mean_square,
             arrival_cv2=arrival_cv2,
         )
 
@@ -67,11 +76,12 @@ class Stream:
             return self.share * max(0.0, within)
         if math.isinf(waiting.mean_if_waiting_s):
             return 0.0
-        mass, prefill_s = self._bins()
+        mass, prefill_s = self._bins
         slack_s = left_s - prefill_s
         late = waiting.chance * np.exp(-np.maximum(slack_s, 0.0) / waiting.mean_if_waiting_s)
         return self.share * float(np.sum(mass * np.where(slack_s >= 0, 1 - late, 0.0)))
 
+    @cached_property
     def _bins(self) -> tuple[Floats, Floats]:
         """Thin slices of the stream: their masses, and the prefill seconds amid each."""
         bottom = max(self.low, self.law.support[0] - 1, 0.5)
@@ -87,7 +97,7 @@ class Stream:
 def mean_s(streams: Sequence[Stream], waits: Sequence[Wait]) -> float:
     """E[TTFT]."""
     parts = [
-        stream.mass * (stream.moment(1) + stream.extra_s + waiting.mean_s)
+        stream.mass * (stream.mean_s + stream.extra_s + waiting.mean_s)
         for stream, waiting in zip(streams, waits, strict=True)
         if stream.mass > 0
     ]
