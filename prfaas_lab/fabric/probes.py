@@ -60,9 +60,17 @@ def goodput_bps(
 ) -> float:
     """Payload bits per second that several TCP streams bring across: the median of so many windows,
     after a warm-up. A stall of this machine spoils a window or two, and not the median."""
-    with _connected(way, streams) as pairs:
-        arrivals = _pump(pairs, warm_up_s + window_s * windows)
+    arrivals = record_stream(way, duration_s=warm_up_s + window_s * windows, streams=streams)
     return windowed_bps(arrivals, warm_up_s, window_s, windows)
+
+
+def record_stream(
+    way: Way, *, duration_s: float, streams: int = 4, stop: threading.Event | None = None
+) -> list[tuple[float, int]]:
+    """Send as much as several TCP streams take, for so long or until told to stop: records of
+    (seconds since the start, bytes received until then)."""
+    with _connected(way, streams) as pairs:
+        return _pump(pairs, duration_s, stop or threading.Event())
 
 
 def windowed_bps(arrivals: list[tuple[float, int]], start_s: float, window_s: float, windows: int) -> float:
@@ -80,8 +88,9 @@ def _bytes_at(arrivals: list[tuple[float, int]], at_s: float) -> float:
     return b0 + (b1 - b0) * (at_s - t0) / (t1 - t0)
 
 
-def _pump(pairs: list[tuple[socket.socket, socket.socket]], duration_s: float) -> list[tuple[float, int]]:
-    """Send as much as goes on all pairs; (seconds since the start, bytes received until then)."""
+def _pump(
+    pairs: list[tuple[socket.socket, socket.socket]], duration_s: float, stop: threading.Event
+) -> list[tuple[float, int]]:
     block, into = memoryview(bytes(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))
     arrivals: list[tuple[float, int]] = [(0.0, 0)]
     received, begin = 0, time.monotonic()
@@ -94,7 +103,7 @@ def _pump(pairs: list[tuple[socket.socket, socket.socket]], duration_s: float) -
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, READ_BYTES)
             selector.register(near, selectors.EVENT_WRITE)
             selector.register(far, selectors.EVENT_READ)
-        while arrivals[-1][0] <= duration_s:
+        while arrivals[-1][0] <= duration_s and not stop.is_set():
             for key, events in selector.select(0.05):
                 end = key.fileobj
                 assert isinstance(end, socket.socket)

@@ -1,0 +1,412 @@
+"""What the file says is what the packets meet: the same claims for every shaper, measured.
+
+Each claim is about what the network does, not about how busy this machine is: where other work can
+spoil a measurement, the best of three counts. A wrong shaper is wrong all three times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric import namespaces
+from prfaas_lab.fabric.flood import Flood
+from prfaas_lab.fabric.network import DATA_PORT, Fabric, up
+from prfaas_lab.fabric.ownership import Ownership, clean
+from prfaas_lab.fabric.probe import SHAPERS, Probe, probe
+from prfaas_lab.fabric.probes import Way, goodput_bps, record_stream, round_trip_s
+from prfaas_lab.fabric.shape import ACHIEVABLE, Shape
+from prfaas_lab.spec.topology import GilbertElliott, Topology
+
+pytestmark = pytest.mark.emulation
+
+MBIT = 1e6
+RATE_TOLERANCE = 0.03
+
+
+# -- the claims --------------------------------------------------------------------------------
+
+
+def test_round_trip_is_both_delays(shaper: str) -> None:
+    with network(shaper, delay="20ms") as fabric:
+        best(lambda: near(round_trip_s(engines_way(fabric)), 0.040, share=0.05, slack=0.001))
+
+
+def test_goodput_is_the_achievable_share_of_the_rate(shaper: str) -> None:
+    with network(shaper, rate="40Mbit", delay="5ms") as fabric:
+        best(lambda: near(goodput(fabric), 40 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+
+
+def test_each_direction_has_its_own_rate(shaper: str) -> None:
+    directions = {"forward": {"rate": "40Mbit"}, "backward": {"rate": "20Mbit", "delay": "15ms"}}
+    with network(shaper, delay="5ms", **directions) as fabric:
+        best(lambda: near(goodput(fabric), 40 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+        best(lambda: near(goodput(fabric, back=True), 20 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+        best(lambda: near(round_trip_s(engines_way(fabric)), 0.020, share=0.05, slack=0.001))
+
+
+def test_a_rate_step_is_seen_at_once_and_frees_no_burst(shaper: str) -> None:
+    with network(shaper, rate="40Mbit", delay="5ms") as fabric:
+
+        def attempt() -> None:
+            fabric.change("wan", "east", Shape(rate_bps=40 * MBIT, delay_s=0.005))
+            with traffic(fabric, 60 * MBIT) as flow:
+                time.sleep(0.8)
+                stepped_s = fabric.change("wan", "east", Shape(rate_bps=20 * MBIT, delay_s=0.005))
+                time.sleep(0.6)
+            near(flow.rate_bps(stepped_s - 0.4, stepped_s), 40 * MBIT, share=0.05)
+            near(flow.rate_bps(stepped_s + 0.1, stepped_s + 0.5), 20 * MBIT, share=0.05)
+            starts = [stepped_s - 0.05 + 0.005 * i for i in range(60)]
+            fastest = max(flow.rate_bps(start, start + 0.03) for start in starts)
+            assert fastest < 1.25 * 40 * MBIT, f"an unshaped spike of {fastest / MBIT:.0f} Mbit/s"
+
+        best(attempt)
+
+
+def test_a_step_up_is_followed_too(shaper: str) -> None:
+    with network(shaper, rate="20Mbit", delay="5ms") as fabric:
+
+        def attempt() -> None:
+            fabric.change("wan", "east", Shape(rate_bps=20 * MBIT, delay_s=0.005))
+            with traffic(fabric, 60 * MBIT) as flow:
+                time.sleep(0.5)
+                stepped_s = fabric.change("wan", "east", Shape(rate_bps=40 * MBIT, delay_s=0.005))
+                time.sleep(0.6)
+            near(flow.rate_bps(stepped_s + 0.1, stepped_s + 0.5), 40 * MBIT, share=0.05)
+
+        best(attempt)
+
+
+def test_an_outage_stops_all_bytes_and_ends(shaper: str) -> None:
+    normal = Shape(rate_bps=40 * MBIT, delay_s=0.005)
+    with network(shaper, rate="40Mbit", delay="5ms") as fabric:
+
+        def attempt() -> None:
+            with traffic(fabric, 60 * MBIT) as flow:
+                time.sleep(0.5)
+                cut_s = fabric.change("wan", "east", Shape(rate_bps=0.0, delay_s=0.005))
+                time.sleep(0.5)
+                mended_s = fabric.change("wan", "east", normal)
+                time.sleep(1.0)
+            assert flow.rate_bps(cut_s - 0.3, cut_s) > 30 * MBIT
+            assert flow.rate_bps(cut_s + 0.06, mended_s) == 0
+            assert flow.rate_bps(mended_s + 0.3, mended_s + 0.9) > 30 * MBIT
+
+        best(attempt)
+
+
+def test_loss_is_the_share_asked_for(packets: str) -> None:
+    with network(packets, loss=0.05) as fabric:
+
+        def attempt() -> None:
+            sent, arrived = thin_stream(fabric)
+            expected, deviation = sent * 0.05, (sent * 0.05 * 0.95) ** 0.5
+            assert abs(sent - len(arrived) - expected) <= 3 * deviation
+
+        best(attempt, of=2)
+
+
+def test_gilbert_elliott_loses_in_bursts(packets: str) -> None:
+    bursty = GilbertElliott(p=0.02, r=0.2)
+    with network(packets, delay="1ms") as fabric:
+        fabric.change("wan", "east", Shape(delay_s=0.001, loss=bursty))
+
+        def attempt() -> None:
+            sent, arrived = thin_stream(fabric)
+            bursts = [
+                after - before - 1 for before, after in itertools.pairwise(arrived) if after > before + 1
+            ]
+            assert (sent - len(arrived)) / sent == pytest.approx(0.02 / 0.22, rel=0.4)
+            assert statistics.mean(bursts) == pytest.approx(1 / 0.2, rel=0.35)
+
+        best(attempt, of=2)
+
+
+def test_jitter_spreads_delays_around_their_mean(packets: str) -> None:
+    with network(packets, delay="20ms", jitter="3ms", distribution="normal") as fabric:
+
+        def attempt() -> None:
+            with flood(fabric, 0.1 * MBIT, datagram_bytes=100) as flow:
+                time.sleep(3.0)
+            delays = [arrival.delay_s for arrival in flow.arrivals]
+            assert statistics.median(delays) == pytest.approx(0.020, abs=0.0025)
+            quartiles = statistics.quantiles(delays, n=4)
+            assert quartiles[2] - quartiles[0] == pytest.approx(1.349 * 0.003, rel=0.35)
+
+        best(attempt)
+
+
+def test_delays_of_chained_links_add_up(shaper: str) -> None:
+    links = {"one": link("east", "middle", delay="10ms"), "two": link("middle", "west", delay="15ms")}
+    sites = {"east": prfaas(), "middle": local(), "west": local()}
+    with network(shaper, sites, links) as fabric:
+        best(lambda: near(round_trip_s(engines_way(fabric)), 0.050, share=0.05, slack=0.001))
+
+
+def test_the_narrowest_of_chained_links_is_the_rate(shaper: str) -> None:
+    links = {"one": link("east", "middle", rate="40Mbit"), "two": link("middle", "west", rate="20Mbit")}
+    sites = {"east": prfaas(), "middle": local(), "west": local()}
+    with network(shaper, sites, links) as fabric:
+        best(lambda: near(goodput(fabric), 20 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+
+
+def test_engines_of_a_datacenter_share_its_wan_rate(shaper: str) -> None:
+    sites = {"east": prfaas(2), "west": local(2)}
+    with network(shaper, sites, {"wan": link("east", "west", rate="40Mbit", delay="5ms")}) as fabric:
+        pairs = [("east-p0", "west-d0"), ("east-p1", "west-d1")]
+        ways = [engines_way(fabric, *pair) for pair in pairs]
+        best(lambda: near(sum(together(ways)), 40 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+
+
+def test_egress_caps_all_links_of_a_datacenter_together(packets: str) -> None:
+    sites = {"east": prfaas(2) | {"egress": "40Mbit"}, "west": local(), "south": local()}
+    links = {name: link("east", name, rate="30Mbit", delay="5ms") for name in ("west", "south")}
+    with network(packets, sites, links) as fabric:
+        ways = [engines_way(fabric, f"east-p{i}", f"{name}-d0") for i, name in enumerate(("west", "south"))]
+        best(lambda: near(goodput(fabric), 30 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+        best(lambda: near(sum(together(ways)), 40 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+
+
+def test_engine_links_have_their_own_rate(packets: str) -> None:
+    sites = {"east": prfaas() | {"intra": {"rate": "20Mbit"}}, "west": local()}
+    with network(packets, sites, {"wan": link("east", "west", rate="40Mbit", delay="2ms")}) as fabric:
+        best(lambda: near(goodput(fabric), 20 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
+
+
+def test_counters_count_what_was_carried(shaper: str) -> None:
+    with network(shaper, rate="40Mbit", delay="2ms") as fabric:
+        before = fabric.counters("wan", "east")
+        way = engines_way(fabric)
+        arrivals = record_stream(way, duration_s=0.7)
+        after = fabric.counters("wan", "east")
+        carried = after.bytes_total - before.bytes_total
+        assert carried >= arrivals[-1][1]
+        assert carried == pytest.approx(arrivals[-1][1] / ACHIEVABLE, rel=0.15)
+        assert after.packets_total > before.packets_total
+
+
+def test_what_a_shaper_cannot_do_is_refused_before_anything_is_made(shaper: str) -> None:
+    cannot = {"tun": {"corrupt": 0.01}, "relay": {"loss": 0.01}, "netem": {"rate": "100Gbit"}}
+    before = set(existing_namespaces())
+    with pytest.raises(FabricError, match="link wan from east"), network(shaper, **cannot[shaper]):
+        pass
+    assert set(existing_namespaces()) == before
+
+
+def test_teardown_leaves_nothing(shaper: str) -> None:
+    before = machine_state()
+    with network(shaper, rate="40Mbit", delay="2ms") as fabric:
+        assert fabric.shaper == shaper
+        round_trip_s(engines_way(fabric))
+    assert machine_state() == before
+    with pytest.raises(ZeroDivisionError), network(shaper, rate="40Mbit"):
+        raise ZeroDivisionError
+    assert machine_state() == before
+
+
+def test_a_killed_run_is_cleaned_and_a_live_one_left_alone(shaper: str) -> None:
+    before = set(existing_namespaces())
+    code = (
+        "import sys, time; sys.path.insert(0, 'tests/fabric'); import test_fabric_emulation as t\n"
+        f"with t.network({shaper!r}, rate='40Mbit') as fabric: print('up', flush=True); time.sleep(60)"
+    )
+    with network(shaper, rate="40Mbit", delay="2ms") as alive:
+        victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"up\n"
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        victim.stdout.close()
+        removed = clean()
+        assert any("journal" in what for what in removed)
+        near(round_trip_s(engines_way(alive)), 0.004, share=0.5, slack=0.01)
+    assert set(existing_namespaces()) == before
+
+
+# -- how they are measured -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def found() -> Probe:
+    return probe()
+
+
+@pytest.fixture(params=SHAPERS)
+def shaper(request: pytest.FixtureRequest, found: Probe) -> str:
+    """Every shaper that this kernel allows."""
+    return allowed(request, found)
+
+
+@pytest.fixture(params=[name for name in SHAPERS if name != "relay"])
+def packets(request: pytest.FixtureRequest, found: Probe) -> str:
+    """Every shaper of packets; the relay carries streams, and refuses what only packets can meet."""
+    return allowed(request, found)
+
+
+def allowed(request: pytest.FixtureRequest, found: Probe) -> str:
+    name: str = request.param
+    if trouble := found.missing(name):
+        pytest.skip(f"no {name} here: {trouble}")
+    announce(request, f"shaper: {name}")
+    return name
+
+
+def announce(request: pytest.FixtureRequest, line: str, said: set[str] = set()) -> None:  # noqa: B006
+    """Say once, past pytest's capture, what is really exercised."""
+    if line not in said:
+        said.add(line)
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{line}", flush=True)
+
+
+@contextmanager
+def network(
+    shaper: str, sites: dict[str, Any] | None = None, links: dict[str, Any] | None = None, **impairment: Any
+) -> Iterator[Fabric]:
+    topology = Topology.model_validate(
+        {
+            "name": "test",
+            "datacenters": sites or {"east": prfaas(), "west": local()},
+            "links": links or {"wan": link("east", "west", **impairment)},
+        }
+    )
+    ownership = Ownership(f"t{secrets.token_hex(3)}")
+    try:
+        with up(topology, run_id=ownership.run_id, ownership=ownership, shaper=shaper, seed=1) as fabric:
+            yield fabric
+    finally:
+        ownership.release()
+
+
+def prfaas(engines: int = 1) -> dict[str, Any]:
+    return {"role": "prfaas", "engines": {"prefill": engines}}
+
+
+def local(engines: int = 1) -> dict[str, Any]:
+    return {"role": "local", "engines": {"decode": engines}}
+
+
+def link(one: str, other: str, **impairment: Any) -> dict[str, Any]:
+    return {"between": [one, other], **impairment}
+
+
+def engines_way(fabric: Fabric, source: str = "east-p0", destination: str = "west-d0") -> Way:
+    """From engine to engine, as KVCache goes."""
+    return Way(
+        source=lambda: fabric.socket(source),
+        destination=lambda: fabric.socket(destination),
+        listen=(fabric.nodes[destination].address, DATA_PORT),
+        dial=(fabric.endpoint(source, destination), DATA_PORT),
+    )
+
+
+def goodput(fabric: Fabric, *, back: bool = False) -> float:
+    ends = ("west-d0", "east-p0") if back else ("east-p0", next(n for n in fabric.nodes if n == "west-d0"))
+    return goodput_bps(engines_way(fabric, *ends), warm_up_s=0.5, windows=10)
+
+
+def together(ways: list[Way]) -> list[float]:
+    """Goodput of several ways at the same time."""
+    rates: list[float] = []
+    threads = [
+        threading.Thread(target=lambda way=way: rates.append(goodput_bps(way, warm_up_s=0.6))) for way in ways
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rates) == len(ways)
+    return rates
+
+
+class Stream:
+    """A TCP stream in place of a flood, where there are no packets to see. Counts what its bytes
+    would be on a wire."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._way, self._stop = engines_way(fabric), threading.Event()
+        self._begin_s, self._arrivals = 0.0, [(0.0, 0)]
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        self._arrivals = record_stream(self._way, duration_s=30.0, streams=1, stop=self._stop)
+
+    def rate_bps(self, start_s: float, end_s: float) -> float:
+        first, last = (
+            max((got for at, got in self._arrivals if at <= edge - self._begin_s), default=0)
+            for edge in (start_s, end_s)
+        )
+        return (last - first) * 8 / ACHIEVABLE / (end_s - start_s)
+
+    def __enter__(self) -> Stream:
+        self._begin_s = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def traffic(fabric: Fabric, rate_bps: float) -> Flood | Stream:
+    """More than the link can carry."""
+    return Stream(fabric) if fabric.shaper == "relay" else flood(fabric, rate_bps)
+
+
+def flood(fabric: Fabric, rate_bps: float, *, datagram_bytes: int = 1472) -> Flood:
+    destination = fabric.socket("west-d0", socket.SOCK_DGRAM)
+    destination.bind((fabric.nodes["west-d0"].address, 0))
+    source = fabric.socket("east-p0", socket.SOCK_DGRAM)
+    return Flood(source, destination, rate_bps, datagram_bytes=datagram_bytes)
+
+
+def thin_stream(fabric: Fabric) -> tuple[int, list[int]]:
+    """(sent, numbers of those that arrived) of some thousand small packets that no queue drops."""
+    with flood(fabric, 2 * MBIT, datagram_bytes=100) as flow:
+        time.sleep(2.0)
+    return flow.sent, [arrival.number for arrival in flow.arrivals]
+
+
+def near(measured: float, expected: float, *, share: float, slack: float = 0.0) -> None:
+    allowed = share * expected + slack
+    assert abs(measured - expected) <= allowed, f"{measured:.6g}, expected {expected:.6g} +- {allowed:.3g}"
+
+
+def best(attempt: Callable[[], None], *, of: int = 3) -> None:
+    """A claim that holds at one of several tries: other work on this machine may spoil a try."""
+    for left in reversed(range(of)):
+        try:
+            return attempt()
+        except AssertionError:
+            if not left:
+                raise
+    return None
+
+
+def existing_namespaces() -> list[str]:
+    directory = namespaces.NETNS_DIRECTORY
+    return sorted(os.listdir(directory)) if directory.exists() else []
+
+
+def machine_state() -> tuple[set[str], set[str], set[str], int]:
+    """What a run could leave: namespaces, interfaces, child processes, open files."""
+    interfaces = {name for _, name in socket.if_nameindex()}
+    pid = os.getpid()
+    with open(f"/proc/{pid}/task/{pid}/children") as listing:
+        children = set(listing.read().split())
+    return set(existing_namespaces()), interfaces, children, len(os.listdir("/proc/self/fd"))
