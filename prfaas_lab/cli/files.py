@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from prfaas_lab.errors import SpecError
+from prfaas_lab.spec.dump import schema as schema_of
 from prfaas_lab.spec.load import kind_of, load_scenario, load_topology
-from prfaas_lab.spec.schema import schema as schema_of
 
 
 class Kind(StrEnum):

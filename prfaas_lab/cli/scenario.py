@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from prfaas_lab.dashboard.live import screen_for
-from prfaas_lab.dashboard.report import summary_table
+from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.errors import RunFailed
 from prfaas_lab.lab.deployment import Options
 from prfaas_lab.lab.run import Outcome, run_scenario
@@ -41,7 +40,11 @@ def scenario(
         str, typer.Option(help="How links are shaped: auto, netem, tun or relay (see prfaas-lab doctor).")
     ] = "auto",
     allow_unfaithful: Annotated[
-        bool, typer.Option(help="Run even when the measured links are off their spec; the verdict says so.")
+        bool,
+        typer.Option(
+            "--allow-unfaithful",
+            help="Run even when the measured links are off their spec; the verdict says so.",
+        ),
     ] = False,
     corrupt: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -63,7 +66,7 @@ def scenario(
         corrupt=corrupt,
     )
     outcome = run_scenario(resolved, options, lambda ledger: screen_for(ledger, headless=headless))
-    Console().print(summary_table(outcome.summary, out=options.out))
+    print_summary(outcome.summary, files=str(options.out))
     _exit(outcome)
 
 

@@ -1,0 +1,102 @@
+"""Claims about the workload's driver, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from prfaas_lab.lab.drive import Driver
+from prfaas_lab.lab.virtual_time import run_virtual
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.spec.scenario import Scenario
+from prfaas_lab.workload.generate import generate
+from prfaas_lab.workload.request import Request
+
+ON_THE_SECOND = {"kind": "uniform", "rate": "1/s"}
+
+
+class Drive:
+    """One driven workload: when each request was sent, how many at once, how many were given up."""
+
+    def __init__(self, *, service_s: float, arrivals: dict[str, Any], **scenario: Any) -> None:
+        workload = {
+            "arrivals": arrivals,
+            "prompt": {"kind": "fixed", "tokens": 4},
+            "output": {"kind": "fixed", "tokens": 1},
+            "requests": scenario.pop("requests", None),
+        }
+        self.scenario = Scenario.model_validate(
+            {"name": "drive", "topology": "none.yaml", "workload": workload, **scenario}
+        )
+        self.service_s = service_s
+        self.sent_s: list[float] = []
+        self.open = self.most_open = self.given_up = 0
+
+    def run(self, meanwhile: Callable[[Driver], Any] = lambda driver: None) -> float:
+        return run_virtual(self._run(meanwhile))
+
+    async def _run(self, meanwhile: Callable[[Driver], Any]) -> float:
+        loop = asyncio.get_running_loop()
+        requests = generate(self.scenario.workload, seed=1, vocab_size=300, duration_s=self.scenario.duration)
+        driver = Driver(self.scenario, requests, self._serve, Ledger(loop.time, 0.0))
+        meanwhile(driver)
+        await driver.run()
+        return loop.time()
+
+    async def _serve(self, request: Request) -> None:
+        self.sent_s.append(asyncio.get_running_loop().time())
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            await asyncio.sleep(self.service_s)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        finally:
+            self.open -= 1
+
+
+def test_requests_are_sent_when_they_are_due_however_long_serving_takes() -> None:
+    drive = Drive(service_s=5.0, arrivals=ON_THE_SECOND, requests=8, duration="60s")
+    ended_s = drive.run()
+    assert drive.sent_s == pytest.approx([n + drive.sent_s[0] for n in range(8)])
+    assert ended_s == pytest.approx(drive.sent_s[-1] + 5.0)
+    assert drive.given_up == drive.open == 0
+
+
+def test_a_closed_loop_never_has_more_in_flight_than_clients() -> None:
+    arrivals = {"kind": "closed", "clients": 3, "think": "1s"}
+    drive = Drive(service_s=2.0, arrivals=arrivals, duration="30s")
+    ended_s = drive.run()
+    assert drive.most_open == 3
+    assert len(drive.sent_s) == 30
+    assert ended_s <= 32.0
+
+
+def test_a_closed_loop_stops_at_its_last_request() -> None:
+    drive = Drive(service_s=1.0, arrivals={"kind": "closed", "clients": 4}, requests=10, duration="60s")
+    drive.run()
+    assert len(drive.sent_s) == 10
+
+
+def test_stop_ends_the_arrivals_and_drains_what_was_sent() -> None:
+    drive = Drive(service_s=3.0, arrivals=ON_THE_SECOND, duration="60s")
+
+    def stop_soon(driver: Driver) -> None:
+        asyncio.get_running_loop().call_later(4.5, driver.stop.set)
+
+    ended_s = drive.run(stop_soon)
+    assert drive.sent_s == pytest.approx([0, 1, 2, 3, 4])
+    assert drive.given_up == 0
+    assert ended_s == pytest.approx(drive.sent_s[-1] + 3.0)
+
+
+@pytest.mark.parametrize("arrivals", [ON_THE_SECOND, {"kind": "closed", "clients": 4}])
+def test_what_does_not_drain_in_time_is_given_up(arrivals: dict[str, Any]) -> None:
+    drive = Drive(service_s=1e6, arrivals=arrivals, requests=4, duration="10s", drain_timeout="20s")
+    drive.run()
+    assert drive.given_up == 4
+    assert drive.open == 0

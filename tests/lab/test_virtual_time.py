@@ -1,0 +1,57 @@
+"""Claims about the virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prfaas_lab.lab.virtual_time import Deadlock, run_virtual
+
+
+def test_an_hour_passes_at_once_and_exactly() -> None:
+    async def sleep() -> float:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(3600)
+        return loop.time()
+
+    started = time.monotonic()
+    assert run_virtual(sleep()) == pytest.approx(3600, abs=1e-9)
+    assert time.monotonic() - started < 5
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
+def test_timers_fire_in_order_of_their_time(delays_s: list[float]) -> None:
+    async def race() -> list[float]:
+        woken: list[float] = []
+
+        async def wake(delay_s: float) -> None:
+            await asyncio.sleep(delay_s)
+            woken.append(delay_s)
+
+        await asyncio.gather(*map(wake, delays_s))
+        return woken
+
+    assert run_virtual(race()) == sorted(delays_s)
+
+
+def test_a_timeout_ends_a_wait_that_nothing_else_would() -> None:
+    async def wait() -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(10):
+                await asyncio.Event().wait()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(wait()) == pytest.approx(10)
+
+
+def test_a_deadlock_is_an_error_that_names_who_waits() -> None:
+    async def stuck() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.Event().wait(), name="the one that waits")
+
+    with pytest.raises(Deadlock, match="the one that waits"):
+        run_virtual(stuck())
