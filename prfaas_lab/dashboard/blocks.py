@@ -36,7 +36,7 @@ def _both_ends(left: Text, right: Text, width: int) -> Text:
 
 
 def _progress_line(state: ScreenState, how: Progress, width: int, glyphs: Glyphs) -> Text:
-    words = _steps(state, glyphs) if how.phase == "starting" else st.line(_times(state, how))
+    words = _steps(state, glyphs) if how.phase == "starting" else st.line(_times(how))
     if state.machine is not None:
         cpu = state.machine.cpu_fraction
         words.append(f"  cpu {cpu:.0%}", st.WARN if cpu >= 0.95 else st.LABEL)
@@ -48,11 +48,11 @@ def _progress_line(state: ScreenState, how: Progress, width: int, glyphs: Glyphs
     return st.line(drawn, "  ", words)
 
 
-def _times(state: ScreenState, how: Progress) -> str:
+def _times(how: Progress) -> str:
     words = [f"{how.words}  "] if how.words else []
     words.append(st.clock(how.elapsed_s))
-    if how.phase == "running" and state.tally.run is not None:
-        words.append(f" of {st.clock(state.tally.run.duration_s)}")
+    if how.whole_s is not None:
+        words.append(f" of {st.clock(how.whole_s)}")
     if how.left_s is not None:
         words.append(f", {st.clock(how.left_s)} left")
     return "".join(words)

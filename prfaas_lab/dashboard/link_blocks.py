@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from prfaas_lab.dashboard import style as st
-from prfaas_lab.dashboard.glyphs import Glyphs, ceiling_bps, chart, sparkline
+from prfaas_lab.dashboard.glyphs import Glyphs, Point, ceiling_bps, chart, sparkline
 from prfaas_lab.dashboard.state import LinkTrace, ScreenState
 
 CHART_ROWS = 14
@@ -66,11 +66,16 @@ def _charted(trace: LinkTrace, width: int, height: int, glyphs: Glyphs) -> list[
         st.line((f" {label:>{_AXIS - 1}} ", st.LABEL), (row, _style(trace)))
         for label, row in zip(axis, rows, strict=True)
     ]
-    caption = st.line(
-        (f" {_name(trace, glyphs)} ", st.NAME),
-        (f" rate, and the configured one as {glyphs.cap * 3}", st.LABEL),
-    )
+    caption = st.line((f" {_name(trace, glyphs)} ", st.NAME), (_legend(trace, points, glyphs), st.LABEL))
     return [caption, *drawn]
+
+
+def _legend(trace: LinkTrace, points: list[Point], glyphs: Glyphs) -> str:
+    if trace.configured_bps is None:
+        return " rate (unshaped)"
+    if trace.configured_bps > ceiling_bps(points):
+        return f" rate (the configured {_configured(trace)} is off the scale)"
+    return f" rate, and the configured one as {glyphs.cap * 3}"
 
 
 def _way(trace: LinkTrace, glyphs: Glyphs) -> str:

@@ -15,7 +15,9 @@ class Progress:
     fraction: float | None
     elapsed_s: float
     left_s: float | None
-    words: str
+    words: str = ""
+    whole_s: float | None = None
+    """How long the phase lasts, where time and not a count ends it."""
 
 
 def progress(state: ScreenState) -> Progress:
@@ -33,27 +35,34 @@ def progress(state: ScreenState) -> Progress:
             return _verifying(state)
         case phase:
             fraction = 1.0 if phase == "done" else None
-            return Progress(phase=phase, fraction=fraction, elapsed_s=state.now_s, left_s=None, words="")
+            return Progress(phase=phase, fraction=fraction, elapsed_s=state.now_s, left_s=None)
 
 
 def _starting(state: ScreenState) -> Progress:
     shares = [(done or 0) / total if total else 0.0 for _, done, total in state.steps()]
     fraction = sum(shares) / len(shares)
-    return Progress(phase="starting", fraction=fraction, elapsed_s=state.now_s, left_s=None, words="")
+    return Progress(phase="starting", fraction=fraction, elapsed_s=state.now_s, left_s=None)
 
 
 def _running(state: ScreenState) -> Progress:
     """Arrivals end with the duration or with the last request asked for, whichever is first."""
     run, elapsed_s = state.tally.run, state.now_s - (state.tally.started_s or 0.0)
     if run is None:
-        return Progress(phase="running", fraction=None, elapsed_s=elapsed_s, left_s=None, words="")
+        return Progress(phase="running", fraction=None, elapsed_s=elapsed_s, left_s=None)
     by_time = elapsed_s / run.duration_s if run.duration_s > 0 else 0.0
     by_count = state.tally.submitted / run.requests if run.requests else 0.0
     left_s = max(0.0, run.duration_s - elapsed_s)
     if by_count > 0:
         left_s = min(left_s, max(0.0, elapsed_s / by_count - elapsed_s))
-    fraction = min(1.0, max(by_time, by_count))
-    return Progress(phase="running", fraction=fraction, elapsed_s=elapsed_s, left_s=left_s, words="")
+    counted = by_count > by_time
+    return Progress(
+        phase="running",
+        fraction=min(1.0, max(by_time, by_count)),
+        elapsed_s=elapsed_s,
+        left_s=left_s,
+        words=f"{state.tally.submitted} of {run.requests} requests" if counted else "",
+        whole_s=None if counted else run.duration_s,
+    )
 
 
 def _verifying(state: ScreenState) -> Progress:

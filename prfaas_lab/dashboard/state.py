@@ -59,6 +59,8 @@ class LinkTrace:
     """The sample at which the last point ended."""
     measured: ev.LinkMeasured | None = None
     transfers: int = 0
+    ahead_bytes: int = 0
+    """Queued before the workload started, and yet to pass."""
     peak_bps: float = 0.0
 
     def observe(self, event: ev.LinkSampled, *, working: bool) -> None:
@@ -67,12 +69,14 @@ class LinkTrace:
         self.rate.add(event.at_s, 8.0 * event.bytes_total)
         if not working or self.mark is None or event.at_s < self.mark.at_s:
             self.mark = event
+            self.ahead_bytes = 0 if working else event.backlog_bytes
         elif event.at_s - self.mark.at_s >= POINT_S:
             self._plot(event, self.mark)
             self.mark = event
 
     def _plot(self, event: ev.LinkSampled, since: ev.LinkSampled) -> None:
-        carried = max(0, event.bytes_total - since.bytes_total)
+        passed = max(0, event.bytes_total - since.bytes_total)
+        carried, self.ahead_bytes = max(0, passed - self.ahead_bytes), max(0, self.ahead_bytes - passed)
         point = Point(8 * carried / (event.at_s - since.at_s), event.configured_bps)
         self.points.append(point)
         self.peak_bps = max(self.peak_bps, point.rate_bps)

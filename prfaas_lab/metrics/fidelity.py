@@ -15,6 +15,8 @@ from prfaas_lab.units import format_duration, format_rate
 
 LATE_CHANGE_S = 0.1
 """A live change of a link may take effect this long after it was due."""
+BUNCHED_FRACTION = 0.05
+"""Tokens may reach the client together this often before ITL and TPOT are in doubt."""
 RATE_EXCESS = 1.05
 BURST_BYTES = 1 << 20
 """A shaper may let through this share of its rate, and this much at once, before it is in doubt."""
@@ -35,6 +37,7 @@ def judge(tally: Tally) -> Fidelity:
     invalid = [*_mismatches(tally), *_losses(tally, broken), *_bypasses(tally)]
     suspect = [
         *_strained_machine(tally),
+        *_bunched_tokens(tally),
         *_links_off_spec(tally),
         *_late_changes(tally),
         *_disorder(broken),
@@ -111,6 +114,17 @@ def _strained_machine(tally: Tally) -> Iterator[str]:
     if lag is not None and lag > run.timer_lag_tolerance_s:
         limit = format_duration(run.timer_lag_tolerance_s)
         yield f"p99 timer lag of the controller was {format_duration(lag)} (tolerance {limit})"
+
+
+def _bunched_tokens(tally: Tally) -> Iterator[str]:
+    """On a starved machine several steps' tokens reach the client together. In virtual time nothing
+    is starved."""
+    share = tally.bunched_fraction
+    if tally.run and tally.run.mode == "emulate" and share is not None and share > BUNCHED_FRACTION:
+        yield (
+            f"{share:.0%} of the tokens reached the client together with the one before (tolerance"
+            f" {BUNCHED_FRACTION:.0%}), which distorts TPOT and ITL"
+        )
 
 
 def _links_off_spec(tally: Tally) -> Iterator[str]:

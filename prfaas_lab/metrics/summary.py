@@ -39,6 +39,7 @@ def summarize(tally: Tally) -> Json:
         "machine": {
             "mean_cpu_fraction": tally.machine.cpu.statistics().mean,
             "p99_timer_lag_ms": _ms(tally.machine.timer_lag.percentile(99)),
+            "bunched_token_fraction": tally.bunched_fraction,
         },
         "failures": _failures(tally),
         "versions": dict(tally.run.versions) if tally.run else {},

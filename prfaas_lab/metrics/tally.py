@@ -15,6 +15,9 @@ from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
 
+BUNCHED_S = 0.0002
+"""No decode step is this short: tokens with a smaller gap waited for each other on their way."""
+
 _WORKING = ("running", "draining")
 _AFTERWARDS = ("verifying", "teardown", "done")
 
@@ -35,6 +38,7 @@ class Tally:
         self.verified: Counter[str] = Counter()
         self.routed = self.offloaded = self.emitted_tokens = 0
         self.itl_ms = Samples()
+        self.bunched_gaps = 0
         self.directions: dict[tuple[str, str], Direction] = {}
         self.engines: dict[str, Engine] = {}
         self.machine = Machine()
@@ -80,6 +84,11 @@ class Tally:
             return 0.0
         return max(0.0, self.ended_s - self.started_s)
 
+    @property
+    def bunched_fraction(self) -> float | None:
+        """Share of the gaps between tokens that are none: tokens that reached the client at once."""
+        return self.bunched_gaps / len(self.itl_ms) if len(self.itl_ms) else None
+
     def direction(self, link: str, source: str) -> Direction:
         key = (link, source)
         if key not in self.directions:
@@ -119,6 +128,7 @@ class Tally:
             self.ended_s = max(record.ended_s, self.ended_s or 0.0)
             if record.outcome == "completed":
                 self.itl_ms.extend(1e3 * gap for gap in record.gaps_s)
+                self.bunched_gaps += sum(gap < BUNCHED_S for gap in record.gaps_s)
             record.gaps_s = array("f")
 
     def _begin(self, at_s: float) -> None:

@@ -69,6 +69,15 @@ def test_verifying_shows_how_far_it_is() -> None:
     assert "0:10 left" in screen
 
 
+def test_progress_goes_by_what_ends_the_arrivals_first() -> None:
+    long = [
+        replace(event, duration_s=3600.0) if isinstance(event, ev.RunStarted) else event for event in EVENTS
+    ]
+    screen = drawn(at(27, long), 80, 24)
+    assert "of 60 requests" in screen
+    assert "1:00:00" not in screen
+
+
 def test_a_wide_terminal_tells_more() -> None:
     wide = drawn(at(27), 160, 48)
     for fact in ("TTFT by leg", "1st byte", "latest requests", "r00020", "the configured one"):
