@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import aiohttp
 from pydantic import BaseModel
@@ -16,6 +16,21 @@ from prfaas_lab.router.values import EngineView
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
 _STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+class EngineClient(Protocol):
+    """How a service asks an engine: over a socket, or in the same process when simulated."""
+
+    def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+        """Give an order; its stages as they come. Closing the iterator cancels the order.
+
+        Raises EngineError when the order is refused or fails, or the engine goes away.
+        """
+        ...
+
+    async def state(self) -> dict[str, Any]:
+        """What the engine says of itself now (EngineStats). Raises EngineError."""
+        ...
 
 
 class ControlClient:
@@ -33,10 +48,6 @@ class ControlClient:
         await self._session.close()
 
     async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
-        """POST an order; its stages as they come. Closing the iterator cancels the order.
-
-        Raises EngineError when the order is refused or fails, or the engine goes away.
-        """
         body = order.model_dump_json()
         try:
             async with self._session.post(path, data=body, timeout=_NO_TIMEOUT) as response:
@@ -59,7 +70,6 @@ class ControlClient:
             raise EngineError(f"cannot be reached ({error})", where=self.name) from error
 
     async def state(self) -> dict[str, Any]:
-        """What the engine says of itself now (EngineStats). Raises EngineError."""
         try:
             async with self._session.get("/state", timeout=_STATE_TIMEOUT) as response:
                 state: dict[str, Any] = await response.json()
@@ -80,7 +90,7 @@ class Engine:
     name: str
     datacenter: str
     role: Literal["prefill", "decode"]
-    client: ControlClient
+    client: EngineClient
     capacity: int
     alive: bool = True
     waiting_tokens: int = 0

@@ -35,6 +35,7 @@ class _Flight:
     """What is known of one request's hand-over; its two ends report separately."""
 
     request: Request
+    on_token: Callable[[int], None]
     placement: Placement | None = None
     stage: str = "route"
     tokens: list[int] = field(default_factory=list)
@@ -61,10 +62,13 @@ class Service:
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._route, self._expected_bytes, self._ledger = route, expected_bytes, ledger
 
-    async def serve(self, request: Request) -> list[int] | None:
+    async def serve(
+        self, request: Request, on_token: Callable[[int], None] = lambda token: None
+    ) -> list[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
 
-        Cancelled, it records the failure and frees what the engines held.
+        `on_token` is called with each token as it comes. Cancelled, it records the failure and frees
+        what the engines held.
         """
         ledger = self._ledger
         ledger.record(
@@ -75,7 +79,7 @@ class Service:
                 output_tokens=request.output_tokens,
             )
         )
-        flight = _Flight(request)
+        flight = _Flight(request, on_token)
         try:
             flight.placement = self._place(request)
             await self._carry(flight, flight.placement)
@@ -194,6 +198,7 @@ class Service:
                 at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=1
             )
         )
+        flight.on_token(token)
 
     def _hand_over(self, flight: _Flight, placement: Placement) -> None:
         """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""

@@ -78,7 +78,7 @@ def deployment(script: ScriptedEngines) -> tuple[Service, dict[str, Engine], Led
     ledger = Ledger(lambda: float(next(ticks)), 0.0)
     places = {"east-p0": ("east", "prefill"), "west-p0": ("west", "prefill"), "west-d0": ("west", "decode")}
     engines = {
-        name: Engine(name=name, datacenter=dc, role=role, client=script, capacity=4)  # type: ignore[arg-type]
+        name: Engine(name=name, datacenter=dc, role=role, client=script, capacity=4)
         for name, (dc, role) in places.items()
     }
     service = Service(
