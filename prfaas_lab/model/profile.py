@@ -19,10 +19,10 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from prfaas_lab.errors import LabError, SpecError
-from prfaas_lab.spec.document import parse_document
 from prfaas_lab.spec.problems import validate
 from prfaas_lab.spec.quantities import Duration, Size, Tokens
 from prfaas_lab.spec.topology import Spec
+from prfaas_lab.spec.yaml_text import parse_document
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,7 +45,8 @@ class Curve(Spec):
             raise ValueError("knots must be in rising order (sort them, and drop repeated ones)")
         if knots[0][0] < 0 or any(a[1] > b[1] for a, b in pairwise(knots)):
             raise ValueError("knots start below 0 or fall (a longer input never costs less)")
-        if _line(knots[0], knots[1 if len(knots) > 1 else 0])[0] < 0:
+        # A curve proportional to its input meets 0 at 0, but for rounding.
+        if _line(knots[0], knots[1 if len(knots) > 1 else 0])[0] < -1e-9 * knots[0][1]:
             raise ValueError("the first segment leads below zero at 0 (add a knot nearer to 0)")
         return knots
 

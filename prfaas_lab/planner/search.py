@@ -9,6 +9,7 @@ import numpy as np
 
 from prfaas_lab import units
 from prfaas_lab.errors import LabError
+from prfaas_lab.model.profile import Floats
 from prfaas_lab.planner import lengths
 from prfaas_lab.planner.candidate import Candidate, judge, settled_rate
 from prfaas_lab.planner.deployment import Deployment, PolicyName
@@ -16,7 +17,7 @@ from prfaas_lab.planner.grid import Grid, grid
 from prfaas_lab.planner.roles import role_choices
 from prfaas_lab.planner.setting import Setting
 
-MOST_JUDGED = 4000
+MOST_JUDGED = 1000
 """Candidates looked at one by one where equation 6 is not the last word (several sites, an SLO)."""
 
 
@@ -26,12 +27,10 @@ def deploy_prfaas(setting: Setting) -> Deployment:
     law, roles = setting.lengths, role_choices(setting.fleet)
     thresholds = lengths.thresholds(law)
     if not _equation_6_decides(setting):
-        # Judging one by one is dear: first to two digits, then to three around the best.
-        coarse = lengths.thresholds(law, digits=2)
-        first = _best(setting, _by_threshold(grid(setting, coarse, roles)))
-        index = int(np.argmin(np.abs(coarse - (first.threshold_tokens or 0))))
-        low, high = coarse[max(0, index - 1)], coarse[min(index + 1, coarse.size - 1)]
-        thresholds = np.union1d(thresholds[(thresholds >= low) & (thresholds <= high)], coarse[index])
+        # Judging one by one is dear: first to two digits, then to three around the most promising.
+        coarse = grid(setting, lengths.thresholds(law, digits=2), roles)
+        first = _best(setting, _by_threshold(coarse))
+        thresholds = _near(coarse, thresholds, first)
     best = _best(setting, _by_threshold(grid(setting, thresholds, roles)))
     if best.lambda_max <= 0:
         raise LabError(
@@ -134,6 +133,18 @@ def _best(setting: Setting, candidates: Iterable[Candidate]) -> Deployment:
 
 def _equation_6_decides(setting: Setting) -> bool:
     return setting.fleet.is_plain and setting.extensions.slo.ttft_p90_s is None
+
+
+def _near(coarse: Grid, thresholds: Floats, first: Deployment) -> Floats:
+    """The thresholds around the best coarse one, and around equation 6's best for each role choice."""
+    tried = coarse.classes.thresholds
+    columns = {int(column) for column in coarse.rate.argmax(axis=1)}
+    columns.add(int(np.argmin(np.abs(tried - (first.threshold_tokens or 0)))))
+    near = np.zeros(thresholds.shape, dtype=bool)
+    for column in columns:
+        low, high = tried[max(0, column - 1)], tried[min(column + 1, tried.size - 1)]
+        near |= (thresholds >= low) & (thresholds <= high)
+    return thresholds[near]
 
 
 def _by_threshold(table: Grid) -> Iterator[Candidate]:
