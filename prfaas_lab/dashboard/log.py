@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.requests import cause
 from prfaas_lab.units import format_duration, format_rate
 
 LINES = 200
@@ -73,7 +74,7 @@ def log_lines(event: ev.Event) -> list[LogLine]:
             return _line(event, "info", words)
         case ev.RequestFailed():
             words = f"{event.request_id} failed in {event.stage}: {event.reason}"
-            return _line(event, "error", words, ("failed", event.stage, event.reason))
+            return _line(event, "error", words, ("failed", event.stage, cause(event.reason)))
         case ev.RequestVerified() if event.outcome == "mismatch":
             words = f"{event.request_id}: output differs from one-process generation {event.detail}"
             return _line(event, "error", words.rstrip())

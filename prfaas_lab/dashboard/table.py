@@ -56,7 +56,8 @@ def _facts(summary: Summary, files: str | None) -> Table:
     table.add_column(overflow="fold")
     table.add_row("requests", _requests(summary))
     for failure in summary["failures"]:
-        words = f"{failure['count']} in {failure['stage']}: {failure['reason']}"
+        also = " (and the like)" if failure["count"] > 1 else ""
+        words = f"{failure['count']} in {failure['stage']}: {failure['reason']}{also}"
         table.add_row("  failed", Text(words, style=st.BAD))
     table.add_row("routing", _routing(summary))
     table.add_row("throughput", _throughput(summary))

@@ -6,6 +6,7 @@ reading of the machine's one CLOCK_MONOTONIC, and their reports may overtake eac
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,6 +84,11 @@ class RequestRecord:
         if self.ttft_s is None or self.e2el_s is None or self.emitted_tokens < 2:
             return None
         return (self.e2el_s - self.ttft_s) / (self.emitted_tokens - 1)
+
+
+def cause(reason: str) -> str:
+    """What failures for the same cause share: their reasons without ids, times and counts."""
+    return re.sub(r"\d+(?:\.\d+)?", "#", reason)
 
 
 def _between(start: float | None, end: float | None) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 from prfaas_lab.metrics.fidelity import judge
 from prfaas_lab.metrics.handover import LEGS, handover
 from prfaas_lab.metrics.percentiles import Statistics, statistics_of
-from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.requests import RequestRecord, cause
 from prfaas_lab.metrics.resources import Direction, Engine
 from prfaas_lab.metrics.tally import Tally
 
@@ -171,14 +171,13 @@ def _engine(tally: Tally, engine: Engine) -> Json:
 
 
 def _failures(tally: Tally) -> list[Json]:
-    causes = Counter(
-        (record.failure_stage, record.failure_reason)
-        for record in tally.requests.values()
-        if record.outcome == "failed"
-    )
+    """Failures by stage and cause, the commonest first, with the reason of the first of them."""
+    failed = [record for record in tally.requests.values() if record.outcome == "failed"]
+    counts = Counter((record.failure_stage, cause(record.failure_reason)) for record in failed)
+    first = {(r.failure_stage, cause(r.failure_reason)): r.failure_reason for r in reversed(failed)}
     return [
-        {"stage": stage, "reason": reason, "count": count}
-        for (stage, reason), count in causes.most_common(20)
+        {"stage": stage, "reason": first[stage, kind], "count": count}
+        for (stage, kind), count in counts.most_common(20)
     ]
 
 

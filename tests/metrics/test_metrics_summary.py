@@ -56,6 +56,18 @@ def test_the_figures_are_those_of_the_completed_requests() -> None:
     assert summary["failures"] == [{"stage": "prefill", "reason": "the engine died", "count": 5}]
 
 
+def test_failures_of_one_cause_are_counted_together() -> None:
+    events = [
+        replace(e, reason=f"{e.request_id}: no progress for 30.{n % 7} s")
+        if isinstance(e, ev.RequestFailed)
+        else e
+        for n, e in enumerate(FakeRun(requests=9, failures=4).events())
+    ]
+    (failure,) = summarize(Tally.of(events))["failures"]
+    assert failure["count"] == 4
+    assert failure["reason"].startswith("r00000: no progress for 30.")
+
+
 def test_mean_hand_over_legs_sum_to_the_mean_ttft() -> None:
     summary = summarize(Tally.of(FakeRun().events()))
     legs = [summary["handover"]["all"][leg]["mean"] for leg in LEGS]
