@@ -8,6 +8,7 @@ order, and frees what it held. Stamps are CLOCK_MONOTONIC seconds, comparable be
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -54,8 +55,9 @@ def run(order: Order, model: Any) -> None:
 
 
 async def _serve(order: Order, model: Any) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.set_exception_handler(_die)
     async with AsyncExitStack() as stack:
         app = web.Application(client_max_size=_LARGEST_ORDER_BYTES)
         app.add_routes(await _role(order, model).open(stack))
@@ -64,6 +66,13 @@ async def _serve(order: Order, model: Any) -> None:
         stack.push_async_callback(runner.cleanup)
         await _listen(runner, order.control_socket)
         await stop.wait()
+
+
+def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A fault that nobody awaits is a bug, and an engine that limps on would only hide it."""
+    loop.default_exception_handler(context)
+    logging.shutdown()
+    os._exit(70)
 
 
 async def _listen(runner: web.AppRunner, path: str) -> None:
