@@ -12,9 +12,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric.packet_child import MAX_DIRECTIONS
+from prfaas_lab.fabric.packet_process import PacketProcess
 from prfaas_lab.fabric.shape import Counters, Shape
-from prfaas_lab.fabric.shaper_child import MAX_DIRECTIONS
-from prfaas_lab.fabric.shaper_process import ShaperProcess
 from prfaas_lab.fabric.tun import conditions
 
 Direction = tuple[str, str]
@@ -43,7 +43,7 @@ class RelayShaper:
     def __init__(self, *, seed: int = 0) -> None:
         """`seed` decides how the jitter falls."""
         self._seed = seed
-        self._process: ShaperProcess | None = None
+        self._process: PacketProcess | None = None
         self._slots: dict[Direction, int] = {}
 
     @property
@@ -67,7 +67,7 @@ class RelayShaper:
             self.check(shape)
         if len(shapes) > MAX_DIRECTIONS:
             raise FabricError(f"more than {MAX_DIRECTIONS} directions", remedy="use fewer links")
-        self._process = ShaperProcess(self.name, self._seed)
+        self._process = PacketProcess(self.name, self._seed)
         self._slots = {direction: slot for slot, direction in enumerate(shapes)}
         for direction, shape in shapes.items():
             self.change(*direction, shape)
@@ -107,7 +107,7 @@ class RelayShaper:
         }
         self._process.ask(request)
 
-    def _find(self, link: str, source: str) -> tuple[int, ShaperProcess]:
+    def _find(self, link: str, source: str) -> tuple[int, PacketProcess]:
         slot = self._slots.get((link, source))
         if slot is None or self._process is None:
             raise FabricError(f"there is no link {link!r} with source {source!r}", where="relay shaper")

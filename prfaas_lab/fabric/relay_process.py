@@ -1,4 +1,4 @@
-"""The loop of the `relay` shaper: a process of its own, started by `shaper_process`.
+"""The loop of the `relay` shaper: a process of its own, started by `packet_process`.
 
 It ends when its control socket closes, or when the process that started it dies.
 """
@@ -16,9 +16,9 @@ from random import Random
 from typing import Any
 
 from prfaas_lab.fabric.link_queue import Conditions
+from prfaas_lab.fabric.packet_child import Parent, be_prompt, publish
 from prfaas_lab.fabric.relay_connection import SOCKET_BUFFER_BYTES, join
 from prfaas_lab.fabric.relay_lane import Lane
-from prfaas_lab.fabric.shaper_child import Parent, be_prompt, publish
 
 LISTEN_BACKLOG = 512
 SPARE_DESCRIPTORS = 64

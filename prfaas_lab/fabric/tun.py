@@ -6,9 +6,9 @@ import os
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.link_queue import Conditions
+from prfaas_lab.fabric.packet_child import MAX_DIRECTIONS
+from prfaas_lab.fabric.packet_process import PacketProcess
 from prfaas_lab.fabric.shape import Counters, LinkEnds, Shape
-from prfaas_lab.fabric.shaper_child import MAX_DIRECTIONS
-from prfaas_lab.fabric.shaper_process import ShaperProcess
 from prfaas_lab.fabric.tun_device import open_tun
 from prfaas_lab.spec.topology import GilbertElliott
 
@@ -26,7 +26,7 @@ class TunShaper:
     def __init__(self, *, seed: int = 0) -> None:
         """`seed` decides which packets are lost and how the jitter falls."""
         self._seed = seed
-        self._process: ShaperProcess | None = None
+        self._process: PacketProcess | None = None
         self._slots: dict[tuple[str, str], int] = {}
 
     @property
@@ -51,7 +51,7 @@ class TunShaper:
         if 2 * number == MAX_DIRECTIONS:
             raise FabricError(f"more than {number} links", where=link.name, remedy="use fewer links")
         if self._process is None:
-            self._process = ShaperProcess(self.name, self._seed)
+            self._process = PacketProcess(self.name, self._seed)
         self._hand_over(number, link, (forward, backward))
         for way, end in enumerate(link.ends):
             self._slots[link.name, end.datacenter] = 2 * number + way
@@ -99,7 +99,7 @@ class TunShaper:
             for device in devices:
                 os.close(device)
 
-    def _find(self, link: str, source: str) -> tuple[int, ShaperProcess]:
+    def _find(self, link: str, source: str) -> tuple[int, PacketProcess]:
         slot = self._slots.get((link, source))
         if slot is None or self._process is None:
             raise FabricError(f"there is no link {link!r} with source {source!r}", where="tun shaper")

@@ -1,4 +1,4 @@
-"""The packet loop of the `tun` shaper: a process of its own, started by `shaper_process`.
+"""The packet loop of the `tun` shaper: a process of its own, started by `packet_process`.
 
 It ends when its control socket closes, or when the process that started it dies.
 """
@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from prfaas_lab.fabric.link_queue import Conditions, LinkQueue
-from prfaas_lab.fabric.shaper_child import Parent, be_prompt, publish
+from prfaas_lab.fabric.packet_child import Parent, be_prompt, publish
 from prfaas_lab.fabric.tun_device import READ_BYTES, on_the_wire, set_offload
 
 BATCH_PACKETS = 64

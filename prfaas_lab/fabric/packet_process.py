@@ -1,4 +1,4 @@
-"""Starting, asking and ending the process in which a user-space shaper runs."""
+"""Starting, asking and ending a process of our own that carries packets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prfaas_lab.errors import FabricError
-from prfaas_lab.fabric.shaper_child import COUNTER_FIELDS, MAX_DIRECTIONS, MESSAGE_BYTES
+from prfaas_lab.fabric.packet_child import COUNTER_FIELDS, MAX_DIRECTIONS, MESSAGE_BYTES
 
 ANSWER_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 30.0
@@ -21,11 +21,11 @@ START_TIMEOUT_S = 30.0
 _PACKAGE_PARENT = str(Path(__file__).parents[2])
 
 
-class ShaperProcess:
+class PacketProcess:
     """The process and the memory it publishes counters in. Safe to use from several threads."""
 
     def __init__(self, name: str, seed: int) -> None:
-        """`name`: of the shaper; `prfaas_lab.fabric.<name>_process` is what runs."""
+        """`name`: what it does; `prfaas_lab.fabric.<name>_process` is what runs."""
         self._name = name
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory = os.memfd_create("prfaas-lab-counters")
@@ -62,7 +62,7 @@ class ShaperProcess:
             raise self._failure("has ended")
         reply = json.loads(answer)
         if "error" in reply:
-            raise FabricError(reply["error"], where=f"{self._name} shaper")
+            raise FabricError(reply["error"], where=f"{self._name} process")
         return float(reply["at"])
 
     def counters(self, slot: int) -> tuple[int, ...]:
@@ -90,8 +90,8 @@ class ShaperProcess:
             words = self._process.stderr.read().decode(errors="replace").strip()[-400:]
         ending = "" if status is None else f"; exit status {status}: {words or 'no last words'}"
         return FabricError(
-            f"its process (pid {self.pid}) {what}{ending}",
-            where=f"{self._name} shaper",
+            f"pid {self.pid} {what}{ending}",
+            where=f"{self._name} process",
             remedy="see whether it was killed (dmesg), then start the run again",
         )
 

@@ -1,4 +1,4 @@
-"""What every shaper's own process does: it listens to its parent, publishes counters, wakes on time.
+"""What every process that carries packets does: it listens to its parent, publishes counters, wakes on time.
 
 Standard library only, so that such a process starts at once and stays small.
 """
