@@ -29,7 +29,8 @@ def test_the_table_tells_a_run_in_plain_text() -> None:
     text = piped(EVENTS)
     for fact in (
         "VALID  bursty on two-sites, emulate, tun shaper, qwen3-next-tiny, seed 1",
-        "40 submitted, 38 completed, 2 failed", "2 in prefill: the engine died (and the like)", "threshold at 512 tokens",
+        "40 submitted, 38 completed, 2 failed", "2 in prefill: the engine died (and the like)",
+        "threshold at 512 tokens",
         "38 outputs compared", "0 mismatched", "runs/now", "TTFT", "TPOT", "ITL", "E2EL", "p99",
         "TTFT by leg", "offloaded (", "local (", "wire", "wan from east", "100Mbit", "95.1Mbit",
         "50.3ms/50ms", "west-d0", "lab-west-d0", "busy",
