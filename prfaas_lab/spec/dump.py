@@ -8,9 +8,9 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from prfaas_lab.spec.document import add_scalars
 from prfaas_lab.spec.scenario import Resolved, Scenario
 from prfaas_lab.spec.topology import Spec, Topology
+from prfaas_lab.spec.yaml_text import add_scalars
 
 
 def dump(resolved: Resolved) -> str:

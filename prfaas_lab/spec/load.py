@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from prfaas_lab.errors import SpecError
-from prfaas_lab.spec.document import Document, PathInFile, Problem, Unreadable, read_document
+from prfaas_lab.spec.document import Document, PathInFile, Problem, Unreadable
 from prfaas_lab.spec.problems import validate
 from prfaas_lab.spec.scenario import CsvTrace, Fluctuation, MahimahiTrace, Resolved, Scenario
 from prfaas_lab.spec.topology import Topology, misfits
+from prfaas_lab.spec.yaml_text import read_document
 
 T = TypeVar("T")
 Ends = Mapping[str, tuple[str, str]]
@@ -96,9 +97,9 @@ def _loose_ends(document: Document, topology: Mapping[str, Any], path: PathInFil
     sites = topology.get("datacenters")
     if not isinstance(sites, Mapping) or not sites:
         return []
-    roles = {name: site.get("role") if isinstance(site, Mapping) else None for name, site in sites.items()}
+    roles = {name: str(site.get("role")) if isinstance(site, Mapping) else "" for name, site in sites.items()}
     ends = _ends(topology)
-    found = misfits({name: str(role) for name, role in roles.items()}, ends)
+    found = misfits(roles, ends)
     whole = set(roles.values()) <= {"prfaas", "local"} and len(ends) == len(topology.get("links") or {})
     return [document.problem((*path, *at), text) for at, text in found if whole or at[0] == "links"]
 

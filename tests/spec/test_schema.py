@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 import prfaas_lab.spec
 from prfaas_lab.spec import dump, kind_of, load_scenario, schema
-from prfaas_lab.spec.document import parse_document, read_document
 from prfaas_lab.spec.quantities import FROM_FILE, Rate
+from prfaas_lab.spec.yaml_text import parse_document, read_document
 
 ROOT = Path(__file__).parent.parent.parent
 
