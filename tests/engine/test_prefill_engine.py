@@ -1,0 +1,134 @@
+"""Prompts are served in order, one at a time, and every way out of the line leaves it in order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fake_executors import LAYOUT, Clock, FakePrefill
+
+from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
+from prfaas_lab.errors import EngineError
+from prfaas_lab.model.buffers import segment_keys
+from prfaas_lab.model.layout import SegmentKey
+
+
+def job(number: int, tokens: int = 100) -> PrefillJob:
+    return PrefillJob(request_id=f"r{number}", prompt=(number,) * tokens)
+
+
+def ignore(key: SegmentKey, segment: memoryview) -> None:
+    pass
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_prompts_are_served_first_come_first_served() -> None:
+    executor = FakePrefill(Clock())
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine, asyncio.TaskGroup() as group:
+        for number in (3, 1, 2):
+            group.create_task(engine.run(job(number), ignore))
+        await settle()
+        assert (engine.stats.running, engine.stats.queued) == (1, 2)
+        executor.proceed.set()
+    assert executor.order == [3, 1, 2]
+    assert executor.closed
+
+
+async def test_a_result_tells_when_computing_began_and_ended_and_what_it_gave() -> None:
+    clock = Clock()
+    executor, started, segments = FakePrefill(clock), [], []
+    executor.proceed.set()
+    async with PrefillEngine(executor, max_queue=8, clock=clock) as engine:
+        clock.now = 5.0
+        result = await engine.run(
+            job(1), lambda key, _: segments.append(key), on_started=lambda: started.append(clock.now)
+        )
+    assert (result.first_token, result.computed_tokens) == (100, 100)
+    assert (result.started_at, result.finished_at) == (5.0, 6.0)
+    assert started == [5.0]
+    assert segments == list(segment_keys(LAYOUT, 100))
+    assert (engine.stats.busy_s, engine.stats.tokens_total) == (1.0, 100)
+
+
+async def test_only_uncached_tokens_count_as_computed() -> None:
+    executor = FakePrefill(Clock())
+    executor.proceed.set()
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine:
+        cached = PrefillJob(request_id="r", prompt=(1,) * 100, start_tokens=64, cache=object())
+        assert (await engine.run(cached, ignore)).computed_tokens == 36
+        assert engine.stats.tokens_total == 36
+
+
+async def test_a_prompt_beyond_the_queue_is_refused_at_once() -> None:
+    executor = FakePrefill(Clock())
+    async with PrefillEngine(executor, max_queue=2, clock=Clock()) as engine, asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(engine.run(job(number), ignore))
+            await settle()
+        with pytest.raises(EngineError, match="2 prompts waiting"):
+            await engine.run(job(9), ignore)
+        executor.proceed.set()
+    assert executor.order == [0, 1, 2]
+
+
+async def test_whoever_stops_waiting_gives_up_the_place_in_the_line() -> None:
+    executor = FakePrefill(Clock())
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine, asyncio.TaskGroup() as group:
+        group.create_task(engine.run(job(0), ignore))
+        waiting = group.create_task(engine.run(job(1), ignore))
+        group.create_task(engine.run(job(2), ignore))
+        await settle()
+        waiting.cancel()
+        await settle()
+        assert engine.stats.queued == 1
+        executor.proceed.set()
+    assert executor.order == [0, 2]
+
+
+async def test_a_running_prompt_that_is_cancelled_lets_the_next_one_run() -> None:
+    executor = FakePrefill(Clock())
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine, asyncio.TaskGroup() as group:
+        running = group.create_task(engine.run(job(0), ignore))
+        await settle()
+        running.cancel()
+        await settle()
+        assert engine.stats.running == 0
+        executor.proceed.set()
+        assert (await engine.run(job(1), ignore)).first_token == 100
+
+
+async def test_a_failure_reaches_its_caller_and_nobody_else() -> None:
+    executor = FakePrefill(Clock())
+    executor.proceed.set()
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine:
+        executor.failure = ValueError("out of memory")
+        with pytest.raises(ValueError, match="out of memory"):
+            await engine.run(job(0), ignore)
+        executor.failure = None
+        assert (await engine.run(job(1), ignore)).first_token == 100
+
+
+async def test_a_closed_engine_refuses_and_those_in_line_are_told() -> None:
+    executor = FakePrefill(Clock())
+    engine = PrefillEngine(executor, max_queue=8, clock=Clock())
+    async with asyncio.TaskGroup() as group:
+        async with engine:
+            first = group.create_task(engine.run(job(0), ignore))
+            second = group.create_task(_outcome(engine))
+            await settle()
+        executor.proceed.set()
+    assert first.done()
+    assert "closed" in second.result()
+    with pytest.raises(EngineError, match="closed"):
+        await engine.run(job(2), ignore)
+
+
+async def _outcome(engine: PrefillEngine) -> str:
+    try:
+        return str(await engine.run(job(1), ignore))
+    except EngineError as error:
+        return str(error)
