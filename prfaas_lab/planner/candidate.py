@@ -13,7 +13,7 @@ from prfaas_lab.model.profile import Curve
 from prfaas_lab.planner import ttft
 from prfaas_lab.planner.classes import Classes
 from prfaas_lab.planner.deployment import Deployment, PolicyName
-from prfaas_lab.planner.flow import Group, best_flow
+from prfaas_lab.planner.flow import best_flow, class_groups
 from prfaas_lab.planner.queueing import NO_WAIT, Wait
 from prfaas_lab.planner.roles import pairs
 from prfaas_lab.planner.setting import WIRE_GOODPUT, Setting
@@ -140,24 +140,8 @@ class _Judged:
         """Equation 6, or less where several sites share caps or cannot reach each other's decode."""
         if self.setting.fleet.is_plain:
             return self.candidate.rate
-        groups = [group for group in (self._long_group(), self._short_group()) if group.share > 0]
+        groups = class_groups(self.setting, self.candidate.p, self.long, self.short)
         return min(self.candidate.rate, best_flow(self.setting, groups, self.candidate.n_p).rate)
-
-    def _long_group(self) -> Group:
-        sites = self.setting.fleet.prfaas if self.candidate.p > 0 else ()
-        return Group(
-            share=self.candidate.p,
-            prefill_s={s.name: float(self.long.long_mean(s.profile.prefill)[0]) for s in sites},
-            kv_bytes={s.name: float(self.long.long_mean(s.profile.kvcache)[0]) for s in sites},
-        )
-
-    def _short_group(self) -> Group:
-        sites = self.setting.fleet.local if self.candidate.p < 1 else ()
-        return Group(
-            share=1 - self.candidate.p,
-            prefill_s={s.name: float(self.short.short_mean(s.profile.prefill)[0]) for s in sites},
-            kv_bytes={},
-        )
 
     def rate_within_slo(self, streams: list[Stream], routed: float, *, above: float = 0.0) -> float:
         """The highest rate in (above, routed] whose TTFT meets the SLO; 0 when none does."""

@@ -17,6 +17,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from prfaas_lab.model.profile import Floats
+from prfaas_lab.planner.classes import Classes
 from prfaas_lab.planner.setting import Setting
 
 
@@ -58,6 +59,23 @@ def best_flow(setting: Setting, groups: Sequence[Group], n_p: Mapping[str, int] 
     )
     assert answer.status == 0, answer.message  # sending nothing is always feasible, and capacity is finite
     return problem.flow(np.asarray(answer.x))
+
+
+def class_groups(setting: Setting, p: float, long: Classes, short: Classes) -> list[Group]:
+    """The two groups of a threshold: the long prefilled by PrfaaS, the short locally. The first threshold
+    of `long` and `short` counts."""
+    far, here = setting.fleet.prfaas if p > 0 else (), setting.fleet.local if p < 1 else ()
+    remote = Group(
+        share=p,
+        prefill_s={site.name: float(long.long_mean(site.profile.prefill)[0]) for site in far},
+        kv_bytes={site.name: float(long.long_mean(site.profile.kvcache)[0]) for site in far},
+    )
+    local = Group(
+        share=1 - p,
+        prefill_s={site.name: float(short.short_mean(site.profile.prefill)[0]) for site in here},
+        kv_bytes={},
+    )
+    return [remote, local]
 
 
 class _Problem:

@@ -12,26 +12,29 @@ from prfaas_lab.errors import LabError
 from prfaas_lab.model.profile import Floats
 from prfaas_lab.planner import lengths
 from prfaas_lab.planner.candidate import Candidate, judge, settled_rate
+from prfaas_lab.planner.classes import Classes
 from prfaas_lab.planner.deployment import Deployment, PolicyName
+from prfaas_lab.planner.flow import best_flow, class_groups
 from prfaas_lab.planner.grid import Grid, grid
 from prfaas_lab.planner.roles import role_choices
 from prfaas_lab.planner.setting import Setting
 
 MOST_JUDGED = 1000
-"""Candidates looked at one by one where equation 6 is not the last word (several sites, an SLO)."""
+"""Candidates settled one by one where an SLO has the last word."""
 
 
 def deploy_prfaas(setting: Setting) -> Deployment:
     """Threshold and roles together. Raises LabError when nothing meets the SLO, or there is no PrfaaS."""
     _needs_prfaas(setting, "prfaas")
-    law, roles = setting.lengths, role_choices(setting.fleet)
-    thresholds = lengths.thresholds(law)
-    if not _equation_6_decides(setting):
-        # Judging one by one is dear: first to two digits, then to three around the most promising.
-        coarse = grid(setting, lengths.thresholds(law, digits=2), roles)
-        first = _best(setting, _by_threshold(coarse))
-        thresholds = _near(coarse, thresholds, first)
-    best = _best(setting, _by_threshold(grid(setting, thresholds, roles)))
+    thresholds = lengths.thresholds(setting.lengths)
+    if setting.fleet.is_plain and setting.extensions.slo.ttft_p90_s is None:
+        search = _by_grid
+    else:
+        # Trying them one by one is dear: first to two digits, then to three around the most promising.
+        search = _by_grid if setting.extensions.slo.ttft_p90_s is not None else _by_flow
+        coarse = lengths.thresholds(setting.lengths, digits=2)
+        thresholds = _near(setting, coarse, thresholds, search(setting, coarse))
+    best = search(setting, thresholds)
     if best.lambda_max <= 0:
         raise LabError(
             "no threshold and no roles meet the SLO", remedy="allow a longer TTFT, or plan faster hardware"
@@ -131,18 +134,36 @@ def _best(setting: Setting, candidates: Iterable[Candidate]) -> Deployment:
     return judge(setting, best)
 
 
-def _equation_6_decides(setting: Setting) -> bool:
-    return setting.fleet.is_plain and setting.extensions.slo.ttft_p90_s is None
+def _by_grid(setting: Setting, thresholds: Floats) -> Deployment:
+    """The best cell of equation 6's grid, or the best once settled under an SLO."""
+    return _best(setting, _by_threshold(grid(setting, thresholds, role_choices(setting.fleet))))
 
 
-def _near(coarse: Grid, thresholds: Floats, first: Deployment) -> Floats:
+def _by_flow(setting: Setting, thresholds: Floats) -> Deployment:
+    """The best threshold with the best roles of every site, where sites share caps or lack links.
+
+    Equation 6 is an upper bound there, so that thresholds are tried from its highest value down.
+    """
+    ceiling = grid(setting, thresholds, role_choices(setting.fleet)).rate.max(axis=0)
+    best, chosen = 0.0, (float(thresholds[0]), {site.name: 0 for site in setting.fleet.local})
+    for column in np.argsort(-ceiling, kind="stable"):
+        if ceiling[column] <= best:
+            break
+        classes = Classes(setting.lengths, setting.mode, thresholds[column : column + 1])
+        flow = best_flow(setting, class_groups(setting, float(classes.p[0]), classes, classes))
+        if flow.rate > best:
+            best, chosen = flow.rate, (float(thresholds[column]), dict(flow.n_p))
+    cell = grid(setting, np.asarray([chosen[0]]), [chosen[1]])
+    return _best(setting, _by_threshold(cell))
+
+
+def _near(setting: Setting, coarse: Floats, thresholds: Floats, first: Deployment) -> Floats:
     """The thresholds around the best coarse one, and around equation 6's best for each role choice."""
-    tried = coarse.classes.thresholds
-    columns = {int(column) for column in coarse.rate.argmax(axis=1)}
-    columns.add(int(np.argmin(np.abs(tried - (first.threshold_tokens or 0)))))
+    columns = set(grid(setting, coarse, role_choices(setting.fleet)).rate.argmax(axis=1).tolist())
+    columns.add(int(np.argmin(np.abs(coarse - (first.threshold_tokens or 0)))))
     near = np.zeros(thresholds.shape, dtype=bool)
     for column in columns:
-        low, high = tried[max(0, column - 1)], tried[min(column + 1, tried.size - 1)]
+        low, high = coarse[max(0, column - 1)], coarse[min(column + 1, coarse.size - 1)]
         near |= (thresholds >= low) & (thresholds <= high)
     return thresholds[near]
 

@@ -12,7 +12,7 @@ from prfaas_lab.errors import LabError
 from prfaas_lab.planner import lengths, throughput
 from prfaas_lab.planner.bound import best_rate
 from prfaas_lab.planner.classes import Classes
-from prfaas_lab.planner.fleet import Cap, Fleet, Site
+from prfaas_lab.planner.fleet import Cap, Fleet
 from prfaas_lab.planner.grid import grid
 from prfaas_lab.planner.paper import case_study
 from prfaas_lab.planner.roles import role_choices
@@ -161,18 +161,32 @@ def test_two_sites_that_split_one_deploy_as_the_one():
     assert split.lambda_max == pytest.approx(whole.lambda_max, rel=1e-6)
 
 
-def test_a_local_site_that_no_link_reaches_leaves_routes_to_bind():
+def _with_reach(reached: int) -> Setting:
+    """The case study with its local site in two, of which the link reaches so many instances."""
     one = case_study("exact")
-    far, here = one.fleet.prfaas[0], one.fleet.local[0]
-    reached, alone = Site(name="a", profile=here.profile, instances=2), replace(here, name="b", instances=6)
+    here = one.fleet.local[0]
+    local = (replace(here, name="a", instances=reached), replace(here, name="b", instances=8 - reached))
     caps = (
         Cap(name="wan", rate_bps=100e9, pairs=frozenset({("prfaas-h200", "a")})),
         Cap(name="none", rate_bps=0.0, pairs=frozenset({("prfaas-h200", "b")})),
     )
-    fleet = Fleet(prfaas=(far,), local=(reached, alone), caps=caps)
-    found = deploy_prfaas(replace(one, fleet=fleet))
-    assert found.lambda_max < deploy_prfaas(one).lambda_max
-    assert found.lambda_max <= best_rate(replace(one, fleet=fleet)).lambda_max * (1 + 1e-3)
+    return replace(one, fleet=Fleet(prfaas=one.fleet.prfaas, local=local, caps=caps))
+
+
+def test_instances_decode_where_the_link_reaches():
+    found = deploy_prfaas(_with_reach(2))
+    assert found.lambda_max == pytest.approx(deploy_prfaas(case_study("exact")).lambda_max, rel=1e-6)
+    assert found.roles["a"] == (0, 2)
+
+
+def test_a_site_beyond_the_link_s_reach_costs_throughput():
+    setting = _with_reach(1)
+    found = deploy_prfaas(setting)
+    assert found.lambda_max < deploy_prfaas(_with_reach(2)).lambda_max
+    assert found.lambda_max <= best_rate(setting, thresholds=[found.threshold_tokens or 0]).lambda_max * (
+        1 + 1e-6
+    )
+    assert found.bottleneck == "routes"
 
 
 def test_distance_costs_time_and_windows_cost_throughput():
