@@ -7,6 +7,7 @@ no snapshot. So eviction never makes an unusable hole; policies differ in the or
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 from prfaas_lab.kvcache.blocks import Geometry
@@ -16,6 +17,12 @@ Rank = tuple[int, float]
 Policy = Callable[[Item, Geometry], Rank]
 """The rank of a candidate; the lowest goes first."""
 
+_TEMPER = 0.75
+# Raising tokens / bytes to 3/4 favours long prompts a little less. Chosen on the first 6,000 requests of
+# the Mooncake trace (1T model): share of prompt tokens hit with 50 / 200 / 400 GiB: LRU 0.071 / 0.225 /
+# 0.292, the plain ratio 0.096 / 0.245 / 0.300, tempered 0.087 / 0.244 / 0.301. With bytes in plenty the
+# plain ratio falls behind LRU (by 0.3 points at 800 GiB on the whole trace), the tempered one by 0.1.
+
 
 def least_recent(item: Item, _: Geometry) -> Rank:
     """LRU over blocks and snapshots alike: the baseline."""
@@ -23,7 +30,7 @@ def least_recent(item: Item, _: Geometry) -> Rank:
 
 
 def least_saving(item: Item, geometry: Geometry) -> Rank:
-    """Cost-aware (greedy dual, size and frequency; Cherkasova 1998): age + uses x tokens saved / bytes.
+    """Cost-aware (greedy dual, size and frequency; Cherkasova 1998): age + uses x (tokens / bytes)^3/4.
 
     A block that is a candidate has no snapshot at or beyond it, so no request can resume from it: it
     goes first. A snapshot is worth the tokens that would have to be computed again from the nearest
@@ -33,11 +40,15 @@ def least_saving(item: Item, geometry: Geometry) -> Rank:
     if not item.is_snapshot:
         if geometry.snapshot_bytes:
             return 0, float(item.used)
-        return 1, item.floor + (1 + item.hits) * geometry.block_tokens / item.size_bytes
+        return 1, _rank(item, geometry.block_tokens, item.size_bytes)
     cover = item.node.covering_snapshot()
     blocks = item.node.depth - (0 if cover is None else cover.depth)
     freed_bytes = item.size_bytes + (0 if item.node.children else blocks * geometry.block_bytes)
-    return 1, item.floor + (1 + item.hits) * blocks * geometry.block_tokens / freed_bytes
+    return 1, _rank(item, blocks * geometry.block_tokens, freed_bytes)
+
+
+def _rank(item: Item, saved_tokens: int, freed_bytes: int) -> float:
+    return item.floor + (1 + item.hits) * math.pow(saved_tokens / freed_bytes, _TEMPER)
 
 
 EVICTION_POLICIES: dict[str, Policy] = {"cost": least_saving, "lru": least_recent}

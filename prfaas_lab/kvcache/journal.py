@@ -25,7 +25,7 @@ class Journal:
     """Collects net changes until they are drained. Beyond `limit` it gives up the detail, and the
     next delta is a full one: a pool that nobody listens to needs no more memory for that."""
 
-    def __init__(self, *, epoch: int, limit: int = 65536) -> None:
+    def __init__(self, *, epoch: int, limit: int) -> None:
         self._epoch, self._limit = epoch, limit
         self._version = 0
         self._pending: dict[tuple[bytes, bool], bool] = {}

@@ -35,8 +35,8 @@ from prfaas_lab.units import format_size
 
 
 class Pool:
-    """See the module. `spill` is a second tier for what memory cannot keep; `epoch` must differ
-    between two lives of a pool of the same name."""
+    """See the module. `spill` is a second tier for what memory cannot keep; `epoch` must grow
+    from one life of a pool to the next; `journal_limit` bounds the changes kept for the directory."""
 
     def __init__(
         self,
@@ -48,9 +48,10 @@ class Pool:
         snapshots: str = DEFAULT_SNAPSHOTS,
         snapshot_every_tokens: int | None = None,
         epoch: int = 0,
+        journal_limit: int = 65536,
     ) -> None:
         self.geometry, self.budget_bytes = geometry, budget_bytes
-        self._journal = Journal(epoch=epoch)
+        self._journal = Journal(epoch=epoch, limit=journal_limit)
         self._index = Index(needs_snapshot=geometry.snapshot_bytes > 0, journal=self._journal)
         policy = _choose(EVICTION_POLICIES, eviction, "eviction policy")
         self._space = Space(geometry, self._index, MemoryTier(budget_bytes), spill, policy)
@@ -112,15 +113,7 @@ class Pool:
         held = tuple(node.kv for node in path)
         if not self._hold(held):
             return Inserted(blocks=0, snapshots=0, usable_tokens=self.match(prompt).tokens)
-        reach = len(path)
-        while reach < len(prompt.blocks) and reach * width in blocks:
-            reach += 1
-        states = {tokens // width: state for tokens, state in snapshots.items() if tokens <= reach * width}
-        goal = self._affordable(path, states, reach)
-        added = self._extend(path, prompt, blocks, range(len(path), goal))
-        taken = self._add_snapshots(path, states, goal)
-        room = self._space.free_bytes(MEMORY) // self.geometry.block_bytes
-        added += self._extend(path, prompt, blocks, range(len(path), min(reach, len(path) + room)))
+        added, taken = self._grow(path, prompt, blocks, snapshots)
         items = (*held, *added, *taken)
         self._space.use(items, hit=False)
         self._space.unpin(reversed(items))
@@ -208,14 +201,35 @@ class Pool:
             self._space.drop_damaged(damaged)
         return False
 
-    def _affordable(self, path: list[Node], states: Mapping[int, Payload], reach: int) -> int:
+    def _grow(
+        self,
+        path: list[Node],
+        prompt: Prompt,
+        blocks: Mapping[int, Payload],
+        snapshots: Mapping[int, Payload],
+    ) -> tuple[list[Item], list[Item]]:
+        """Add what can be afforded to a pinned path (in place): the new blocks and snapshots, pinned."""
+        width, held = self.geometry.block_tokens, len(path)
+        reach = held
+        while reach < len(prompt.blocks) and reach * width in blocks:
+            reach += 1
+        ends = sorted(
+            t // width for t in snapshots if 0 < t <= reach * width and self.geometry.snapshot_bytes
+        )
+        # Settled before anything moves: one that is held now may have to make room, and is not missed.
+        missing = [end for end in ends if end > held or path[end - 1].snapshot is None]
+        goal = self._affordable(held, reach, ends, missing)
+        added = self._extend(path, prompt, blocks, range(held, goal))
+        taken = self._add_snapshots(path, {end: snapshots[end * width] for end in missing if end <= goal})
+        room = self._space.free_bytes(MEMORY) // self.geometry.block_bytes
+        added += self._extend(path, prompt, blocks, range(len(path), min(reach, len(path) + room)))
+        return added, taken
+
+    def _affordable(self, held: int, reach: int, ends: list[int], missing: list[int]) -> int:
         """The longest usable boundary, in blocks, for whose blocks and snapshots room can be made."""
         block, state = self.geometry.block_bytes, self.geometry.snapshot_bytes
-        goals = sorted(states) if state else range(len(path) + 1, reach + 1)
-        missing = [b for b in sorted(states) if b > len(path) or path[b - 1].snapshot is None]
-        for goal in reversed(goals):
-            needed = max(0, goal - len(path)) * block + sum(b <= goal for b in missing) * state
-            if self._space.fits(needed):
+        for goal in reversed(ends if state else range(held + 1, reach + 1)):
+            if self._space.fits(max(0, goal - held) * block + sum(b <= goal for b in missing) * state):
                 return goal
         return 0
 
@@ -232,13 +246,13 @@ class Pool:
             added.append(node.kv)
         return added
 
-    def _add_snapshots(self, path: list[Node], states: Mapping[int, Payload], goal: int) -> list[Item]:
+    def _add_snapshots(self, path: list[Node], states: Mapping[int, Payload]) -> list[Item]:
+        """Add snapshots, pinned, at boundaries of `path` that have none. There must be room for them."""
         added = []
-        for depth in sorted(states):
-            if 0 < depth <= goal and self.geometry.snapshot_bytes and path[depth - 1].snapshot is None:
-                item = self._index.add_snapshot(path[depth - 1], self.geometry.snapshot_bytes)
-                self._space.place(item, states[depth])
-                added.append(item)
+        for depth, state in states.items():
+            item = self._index.add_snapshot(path[depth - 1], self.geometry.snapshot_bytes)
+            self._space.place(item, state)
+            added.append(item)
         self._counts["snapshots_made"] += len(added)
         return added
 

@@ -1,7 +1,10 @@
 """At which boundaries a prefill should export its state: a choice from name to function.
 
 A snapshot weighs as much as many blocks (20 blocks of 512 tokens in the paper's 1T model), so one at
-each block would push out most of what it makes usable.
+each block would push out most of what it makes usable. The default is measured: on the Mooncake trace
+with that model and 100 / 400 / 1600 GiB, `branch` hits 17.2 / 31.1 / 35.6 % of the prompt tokens, `every`
+fourth block 3 / 19 / 29 % with six times the snapshots; even with room for everything, where snapshots
+cost nothing, they find only a point more (`every+end` 37.0 %, `branch` 35.9 %).
 """
 
 from __future__ import annotations
