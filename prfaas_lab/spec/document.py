@@ -35,7 +35,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.path}: {self.text}" if self.path else f"{place}: {self.text}"
+        said = f"{self.path}: {self.text}" if self.path else self.text
+        # Names from the file are quoted in it: no line break or escape sequence may get through.
+        return f"{place}: {''.join(c if c.isprintable() else '?' for c in said)}"
 
 
 class Unreadable(SpecError):

@@ -98,9 +98,11 @@ def _loose_ends(document: Document, topology: Mapping[str, Any], path: PathInFil
     if not isinstance(sites, Mapping) or not sites:
         return []
     roles = {name: str(site.get("role")) if isinstance(site, Mapping) else "" for name, site in sites.items()}
-    ends = _ends(topology)
+    links, ends = topology.get("links", {}), _ends(topology)
     found = misfits(roles, ends)
-    whole = set(roles.values()) <= {"prfaas", "local"} and len(ends) == len(topology.get("links") or {})
+    whole = (
+        set(roles.values()) <= {"prfaas", "local"} and isinstance(links, Mapping) and len(ends) == len(links)
+    )
     return [document.problem((*path, *at), text) for at, text in found if whole or at[0] == "links"]
 
 

@@ -160,6 +160,12 @@ def test_a_bom_and_windows_line_ends_do_no_harm(folder: Path) -> None:
     assert load_topology(folder / "pair.yaml").name == "pair"
 
 
+def test_a_name_cannot_smuggle_control_characters_to_the_terminal(folder: Path) -> None:
+    (folder / "pair.yaml").write_text(TOPOLOGY + '"\\e[2J\\n": 1\n')
+    (problem,) = problems(folder / "pair.yaml", load_topology)
+    assert problem.isprintable()
+
+
 def test_a_kind_is_told_by_keys(folder: Path) -> None:
     assert kind_of(folder / "pair.yaml") == "topology"
     assert kind_of(folder / "trial.yaml") == "scenario"
