@@ -92,10 +92,10 @@ class Flood:
             due = int((now - begin) / self._interval_s) - skipped
             if due - self.sent > 0.05 / self._interval_s + 16:  # kept waiting long: no burst to make up
                 skipped += due - self.sent - 1
-            for _ in range(self.sent, int((now - begin) / self._interval_s) - skipped):
-                with contextlib.suppress(BlockingIOError):
-                    self._source.send(struct.pack("=qd", self.sent, time.monotonic()) + filler)
-                    self.sent += 1
+            with contextlib.suppress(BlockingIOError):
+                for number in range(self.sent, int((now - begin) / self._interval_s) - skipped):
+                    self._source.send(struct.pack("=qd", number, time.monotonic()) + filler)
+                    self.sent = number + 1
             self._stopping.wait(PACE_S)
 
     def _receive(self) -> None:

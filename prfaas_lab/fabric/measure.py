@@ -49,7 +49,7 @@ async def measure(
     a measurement, but it cannot make a wrong link right."""
     tolerance = tolerance or Tolerance()
     open_directions = [d for d in fabric.directions if _carries(fabric, d)]
-    times = await _round_trips(fabric, {link for link, _ in open_directions})
+    times = await _round_trips(fabric, {link for link, _ in open_directions}, tolerance)
     found: dict[Direction, LinkMeasurement] = {}
     for attempt in range(1, ATTEMPTS + 1):
         again = [d for d in open_directions if d not in found or _is_off(found[d], tolerance)]
@@ -97,11 +97,24 @@ def configured_rtt_s(there: Shape, back: Shape, *, payload_bytes: int = 16) -> f
     return there.delay_s + back.delay_s + on_wire_s
 
 
-async def _round_trips(fabric: Fabric, links: Iterable[str]) -> dict[str, float]:
-    names = sorted(links)
-    ways = [fabric.way(name, fabric.topology.links[name].between[0]) for name in names]
-    times = await asyncio.gather(*(asyncio.to_thread(round_trip_s, way) for way in ways))
-    return dict(zip(names, times, strict=True))
+async def _round_trips(fabric: Fabric, links: Iterable[str], tolerance: Tolerance) -> dict[str, float]:
+    """Round trip of each link; one outside the tolerance up to three times, keeping the nearest."""
+    found: dict[str, float] = {}
+    again = sorted(links)
+    for _ in range(ATTEMPTS):
+        ways = [fabric.way(name, fabric.topology.links[name].between[0]) for name in again]
+        times = await asyncio.gather(*(asyncio.to_thread(round_trip_s, way) for way in ways))
+        for name, time_s in zip(again, times, strict=True):
+            found[name] = min(found.get(name, math.inf), time_s)  # waiting for a CPU only ever adds
+        again = [name for name in again if _rtt_is_off(fabric, name, found[name], tolerance)]
+    return found
+
+
+def _rtt_is_off(fabric: Fabric, link: str, rtt_s: float, tolerance: Tolerance) -> bool:
+    there, back = _shapes(fabric, (link, fabric.topology.links[link].between[0]))
+    expected_s = configured_rtt_s(there, back)
+    allowed_s = tolerance.rtt * expected_s + tolerance.rtt_slack + there.jitter_s + back.jitter_s
+    return abs(rtt_s - expected_s) > allowed_s
 
 
 def _goodput(fabric: Fabric, direction: Direction, duration_s: float) -> float:

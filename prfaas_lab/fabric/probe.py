@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import interfaces, namespaces, qdisc
+from prfaas_lab.fabric.egress import cap_egress
 from prfaas_lab.fabric.netlink import Netlink
 from prfaas_lab.fabric.shape import Shape
 
@@ -29,7 +30,7 @@ class Probe:
     bridge: str
     netem: str
     htb: str
-    ifb: str
+    egress: str
     tun: str
 
     def missing(self, shaper: str) -> str:
@@ -54,12 +55,12 @@ def probe() -> Probe:
                 bridge=_trouble(lambda: interfaces.add_link(netlink, "b0", "bridge")),
                 netem=_trouble(lambda: _try_netem(netlink)),
                 htb=_trouble(lambda: _try_htb(netlink)),
-                ifb=_trouble(lambda: interfaces.add_link(netlink, "i0", "ifb")),
+                egress=_trouble(lambda: cap_egress(netlink, ["v0"], 1e6)),
                 tun=_trouble(lambda: namespaces.call_in(netns, _try_tun)),
             )
     except (FabricError, OSError) as error:
         no = f"no network namespaces ({error})"
-        return Probe(root=root, netns=no, veth=no, bridge=no, netem=no, htb=no, ifb=no, tun=no)
+        return Probe(root=root, netns=no, veth=no, bridge=no, netem=no, htb=no, egress=no, tun=no)
 
 
 def choose_shaper(found: Probe, wanted: str = "auto") -> tuple[str, str]:
