@@ -95,6 +95,8 @@ def window_bytes(topology: Topology, shapes: dict[tuple[str, str], Shape]) -> in
     for source in topology.datacenters:
         for destination in topology.datacenters:
             hops = directions(topology, source, destination) + directions(topology, destination, source)
+            if not hops:
+                continue  # inside a datacenter no path is long
             delay_s = sum(shapes[hop].delay_s + shapes[hop].jitter_s for hop in hops)
             rates = [rate for hop in hops if (rate := shapes[hop].rate_bps)]
             largest = max(largest, (min(rates) if rates else 10e9) * (delay_s + 0.02) / 8)
