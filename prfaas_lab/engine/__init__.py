@@ -5,8 +5,8 @@ async with PrefillEngine(TorchPrefill(model, layout), max_queue=64, clock=time.m
 
 async with DecodeEngine(TorchDecode(model, layout, max_batch=8), max_batch=8, clock=...) as decode:
     incoming = decode.reserve("r1", len(prompt), output_tokens)
-    incoming.destination(key, nbytes)[:] = segment      # for each segment, in any order
-    incoming.arrived(key)
+    # incoming.destination is the transport's sink; when the transfer is done:
+    incoming.all_arrived()
     async with contextlib.aclosing(decode.generate("r1", result.first_token)) as tokens:
         async for token in tokens: ...
 """

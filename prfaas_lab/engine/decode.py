@@ -206,13 +206,14 @@ class DecodeEngine:
     async def _join(self, sequence: _Sequence) -> None:
         assert sequence.incoming is not None, "joined twice"
         incoming, sequence.incoming = sequence.incoming, None
+        self._running[sequence.request_id] = sequence
         try:
             with self._busy:
                 await self._executor.join(sequence.request_id, incoming, sequence.first_token)
         except Exception as error:
+            del self._running[sequence.request_id]
             sequence.fail(_failed("restoring the KVCache", sequence, error))
             return
-        self._running[sequence.request_id] = sequence
         sequence.give(sequence.first_token)
 
     async def _step(self) -> None:

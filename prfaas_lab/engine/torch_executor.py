@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,6 +38,7 @@ class TorchPrefill:
     def __init__(self, model: PreTrainedModel, layout: CacheLayout, outgoing: Filter | None = None) -> None:
         self.layout = layout
         self._model, self._outgoing = model, outgoing
+        self._hooks = _LayerHooks(model)
         self._thread = _Worker("prefill")
         self._handover: _Handover | None = None
 
@@ -46,7 +49,7 @@ class TorchPrefill:
         assert (cache is not None) == (start_tokens > 0), "cached tokens come with their cache"
         cache = new_cache(self._model) if cache is None else cache
         self._handover = handover = _Handover(asyncio.get_running_loop(), emit, self._outgoing)
-        job = _Prefill(self._model, self.layout, tuple(prompt), cache, handover)
+        job = _Prefill(self._model, self._hooks, self.layout, tuple(prompt), cache, handover)
         try:
             first_token = await self._thread.run(lambda: job.compute(start_tokens))
         except Stopped:
@@ -61,6 +64,7 @@ class TorchPrefill:
         if self._handover is not None:
             self._handover.stopped.set()
         await self._thread.close()
+        self._hooks.remove()
 
 
 class TorchDecode:
@@ -142,6 +146,7 @@ class _Prefill:
     """One prompt, in the computing thread."""
 
     model: PreTrainedModel
+    hooks: _LayerHooks
     layout: CacheLayout
     prompt: tuple[int, ...]
     cache: DynamicCache
@@ -156,7 +161,7 @@ class _Prefill:
             for layer in range(len(self.layout.layers)):
                 self._export(layer)
         logits = torch.empty(0)
-        with _AfterEachLayer(self.model, self._export):
+        with self.hooks.after_each(self._export):
             for span in chunk_spans(len(self.prompt), chunk_tokens, start=start_tokens):
                 self.span = span
                 logits = forward(self.model, self.cache, self.prompt[slice(*span)])
@@ -170,30 +175,35 @@ class _Prefill:
                 self.handover.put(key, segment)
 
 
-class _AfterEachLayer:
-    """Calls `export(layer)` each time a decoder layer of the model has computed, in this thread.
+class _LayerHooks:
+    """Calls back each time a decoder layer of the model has computed, in the thread that asked for it.
 
-    Hooks sit on the model, and another engine may use the same model in another thread.
+    Hooks sit on the model, which other threads may use; they are set once, since to set one while
+    another thread computes is not safe.
     """
 
-    def __init__(self, model: PreTrainedModel, export: Callable[[int], None]) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._asked: tuple[int, Callable[[int], None]] | None = None
         decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
-        self._layers = decoder.layers
-        self._export = export
-        self._thread = threading.get_ident()
-        self._hooks: list[Any] = []
+        self._hooks = [
+            layer.register_forward_hook(functools.partial(self._computed, index))
+            for index, layer in enumerate(decoder.layers)
+        ]
 
-    def __enter__(self) -> None:
-        for index, layer in enumerate(self._layers):
-            self._hooks.append(layer.register_forward_hook(self._hook(index)))
-
-    def __exit__(self, *exception: object) -> None:
+    def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _hook(self, index: int) -> Callable[..., None]:
-        def exported(*_: object) -> None:
-            if threading.get_ident() == self._thread:
-                self._export(index)
+    @contextlib.contextmanager
+    def after_each(self, export: Callable[[int], None]) -> Iterator[None]:
+        """Within, `export(layer)` runs after each layer that this thread computes."""
+        self._asked = threading.get_ident(), export
+        try:
+            yield
+        finally:
+            self._asked = None
 
-        return exported
+    def _computed(self, index: int, *_: object) -> None:
+        asked = self._asked
+        if asked is not None and asked[0] == threading.get_ident():
+            asked[1](index)

@@ -11,8 +11,11 @@ from prfaas_lab.errors import EngineError
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 
 
-class SegmentRefused(EngineError):
-    """A segment that this request's cache has no place for: unknown, of the wrong size, or twice."""
+class SegmentRefused(EngineError, ValueError):
+    """A segment that this request's cache has no place for: unknown, of the wrong size, or twice.
+
+    Also a ValueError, by which a sink refuses in the transport.
+    """
 
 
 def chunk_spans(tokens: int, chunk_tokens: int, *, start: int = 0) -> Iterator[tuple[int, int]]:
@@ -39,8 +42,9 @@ class IncomingCache:
     """The memory of one request's KVCache at its receiver.
 
     `destination(key, nbytes)` is where a segment's bytes go; `arrived(key)` says that they are there
-    and checked. Until it has arrived a segment may be asked for again, since a connection can break in
-    the middle of one. `complete` holds exactly when every segment has arrived.
+    and checked; `all_arrived()` says so of everything that was given a destination. Until it has arrived
+    a segment may be asked for again, since a connection can break in the middle of one. `complete` holds
+    exactly when every segment has arrived.
     """
 
     def __init__(self, layout: CacheLayout, tokens: int) -> None:
@@ -51,6 +55,7 @@ class IncomingCache:
             for layer in layout.layers
         ]
         self._missing = set(segment_keys(layout, tokens))
+        self._expected: set[SegmentKey] = set()
         self._missing_bytes = self.nbytes
 
     @property
@@ -77,6 +82,7 @@ class IncomingCache:
         expected = self.layout.segment_bytes(key, self.tokens)
         if nbytes != expected:
             raise SegmentRefused(f"{key} has {nbytes} bytes, its layout says {expected}")
+        self._expected.add(key)
         part = self.layout.layers[key.layer].parts[key.part]
         first = key.chunk * self.layout.chunk_tokens * part.unit_bytes if part.kind == "growing" else 0
         return memoryview(self._memory[key.layer][key.part])[first : first + nbytes]
@@ -85,7 +91,16 @@ class IncomingCache:
         """A segment's bytes lie at its destination, and their checksum holds."""
         self._check_missing(key)
         self._missing.discard(key)
+        self._expected.discard(key)
         self._missing_bytes -= self.layout.segment_bytes(key, self.tokens)
+
+    def all_arrived(self) -> None:
+        """The transfer ended well: every segment that was given a destination lies there, checked.
+
+        Segments that were never asked for stay missing, so that a transfer that ends short shows.
+        """
+        for key in list(self._expected):
+            self.arrived(key)
 
     def part(self, layer: int, part: int) -> bytearray:
         """The bytes of one tensor: [tokens, *shape] when growing, [*shape] when state."""

@@ -218,3 +218,18 @@ async def test_busy_time_and_tokens_add_up() -> None:
         assert await task == [10, 11]
         clock.now = 9.0
         assert (engine.stats.busy_s, engine.stats.tokens_total) == (3.0, 2)
+
+
+async def test_an_id_is_not_taken_again_while_its_first_sequence_still_decodes() -> None:
+    executor = FakeDecode()
+    executor.proceed.clear()
+    async with decoding(executor) as engine:
+        fill(engine.reserve("r", 100, 5))
+        tokens = engine.generate("r", 1)
+        await anext(tokens)
+        await tokens.aclose()
+        with pytest.raises(EngineError, match="already"):
+            engine.reserve("r", 100, 5)
+        executor.proceed.set()
+        await settle()
+        assert await answer(engine, "r", 2) == [10, 11]

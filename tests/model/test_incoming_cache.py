@@ -108,3 +108,22 @@ def test_chunks_cover_the_uncached_tokens_once_and_start_on_boundaries(
     spans = list(chunk_spans(tokens, chunk, start=start))
     assert [t for first, end in spans for t in range(first, end)] == list(range(start, tokens))
     assert all(first % chunk == 0 and end - first <= chunk for first, end in spans)
+
+
+@given(layout=layouts, tokens=st.integers(1, 400), data=st.data())
+def test_a_transfer_that_ends_short_leaves_a_hole(
+    layout: CacheLayout, tokens: int, data: st.DataObject
+) -> None:
+    incoming = IncomingCache(layout, tokens)
+    keys = list(segment_keys(layout, tokens))
+    placed = data.draw(st.sets(st.sampled_from(keys)))
+    for key in placed:
+        incoming.destination(key, layout.segment_bytes(key, tokens))
+    incoming.all_arrived()
+    assert incoming.missing() == sorted(set(keys) - placed)
+    assert incoming.complete == (placed == set(keys))
+
+
+def test_a_sink_refuses_in_the_way_the_transport_understands() -> None:
+    with pytest.raises(ValueError, match="is no segment"):
+        IncomingCache(hybrid(), 100).destination(SegmentKey(9, 9, 9), 1)
