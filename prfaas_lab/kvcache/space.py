@@ -168,17 +168,16 @@ class Space:
         return True
 
     def _forget(self, item: Item) -> None:
-        """Drop an item with all that is useless without it."""
+        """Drop an item with all that is useless without it: for a block, everything below it."""
         if item.is_snapshot:
             self._drop(item)
-        else:
-            self._drop_below(item.node)
-
-    def _drop_below(self, node: Node) -> None:
-        for child in tuple(node.children.values()):
-            self._drop_below(child)
-        for item in reversed(node.items()):
-            self._drop(item)
+            return
+        below = [item.node]
+        for node in below:  # grows as it goes: a prompt may be thousands of blocks deep
+            below.extend(node.children.values())
+        for node in reversed(below):
+            for each in reversed(node.items()):
+                self._drop(each)
 
     def _drop(self, item: Item) -> None:
         assert item.pins == 0

@@ -15,6 +15,17 @@ A, B = [1] * 9, [2] * 9
 ONE = 4 * 10 + 30  # a prompt of four blocks and a snapshot
 
 
+class LosableTier(MemoryTier):
+    """A second tier that can go away."""
+
+    lost = False
+
+    def get(self, key: int) -> bytes:
+        if self.lost:
+            raise CacheError("the disk is gone")
+        return bytes(super().get(key))
+
+
 def test_what_memory_cannot_keep_comes_back_from_disk(tmp_path: Path) -> None:
     pool = Pool(GEOMETRY, ONE, spill=DirectoryTier(tmp_path / "kv", 1000))
     put(pool, A, 8)
@@ -108,3 +119,16 @@ def test_a_memory_tier_stands_in_for_the_disk_in_simulation() -> None:
         pool.insert(named(tokens), dict.fromkeys(range(0, 8, 2)), {8: None})
     assert [pool.match(named(p)).tokens for p in (A, B)] == [8, 8]
     pool.check()
+
+
+def test_losing_the_first_block_of_a_very_long_prompt_loses_all_of_it() -> None:
+    """Deeper than Python recurses: 131,072 tokens in blocks of 64."""
+    tokens, disk = [1] * 4097, LosableTier(10**6)
+    pool = Pool(GEOMETRY, 2048 * 10 + 30, spill=disk)
+    put(pool, tokens, 4096)
+    pool.stage(None, 2048 * 10 + 30).release()  # all of it lies on disk now
+    assert pool.stats().disk_bytes == 2048 * 10 + 30
+    disk.lost = True
+    assert pool.acquire(named(tokens)).tokens == 0
+    pool.check()
+    assert (pool.stats().blocks, pool.stats().disk_bytes) == (0, 0)
