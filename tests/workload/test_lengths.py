@@ -39,7 +39,13 @@ def test_a_truncated_length_never_leaves_its_bounds(
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
 @pytest.mark.parametrize(
     "parameters",
-    [(9.9, 1.0, 128, 131072), (3.0, 0.5, 300, 4000), (9.0, 0.4, 1, 600), (2.0, 0.1, 1, 2**30)],
+    [
+        (9.9, 1.0, 128, 131072),
+        (3.0, 0.5, 300, 4000),
+        (9.0, 0.4, 1, 600),
+        (2.0, 0.1, 1, 2**30),
+        (math.log(100), 0.1, 100, 2**30),
+    ],
 )
 def test_the_ends_of_the_unit_interval_are_drawable(
     parameters: tuple[float, float, int, int], u: float
