@@ -1,5 +1,9 @@
 """The real hybrid model: built from a seed, or loaded from a folder or the local hub cache.
 
+What can be served is a causal language model whose layers cache either full attention or linear states
+in a `DynamicCache`: tested are qwen3_next, kimi_linear, qwen3_5, olmo_hybrid, lfm2, granitemoehybrid
+and nemotron_h. Sliding windows, layers that hold both kinds (falcon_h1) and `UNMOVABLE` are refused.
+
 Nothing is downloaded in a run: it would take minutes, and retries of a hub that is out of reach too.
 """
 

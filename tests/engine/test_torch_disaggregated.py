@@ -8,12 +8,14 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prfaas_lab.engine.corruption import Corruption, corruption_filter
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
 from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
+from prfaas_lab.model.torch_build import lengthen_memory
 from prfaas_lab.model.torch_cache import layout_of
 from prfaas_lab.model.torch_reference import Reference, compare, generate
 
@@ -92,3 +94,47 @@ async def test_a_lost_state_shows_in_the_tokens(model: PreTrainedModel, corrupti
 async def test_a_lost_block_shows_in_the_tokens(model: PreTrainedModel) -> None:
     asks = [Ask.number(i, tokens) for i, tokens in enumerate([64, CHUNK + 1, 300, 600])]
     assert set(await outcomes(model, asks, "kv-block")) == {"mismatch"}
+
+
+SMALL = {
+    "vocab_size": 384,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DELTA = {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+MAMBA = {"mamba_head_dim": 16, "ssm_state_size": 16, "head_dim": 16, "n_groups": 1}
+OTHER_FAMILIES = {
+    "qwen3_5_text": {"head_dim": 32, "linear_num_key_heads": 2, **DELTA},
+    "olmo_hybrid": {"linear_num_key_heads": 4, **DELTA},
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "mamba", "attention", "mamba"],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 64,
+    },
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention", "mamba", "mlp"],
+        "mamba_num_heads": 4,
+        **MAMBA,
+    },
+}
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+async def test_other_hybrids_of_linear_and_full_attention_are_served_too(family: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SMALL, **OTHER_FAMILIES[family]})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    lengthen_memory(model, 0)
+    asks = [Ask.number(i, tokens) for i, tokens in enumerate([1, 64, CHUNK + 1])]
+    assert "mismatch" not in await outcomes(model, asks)
