@@ -8,6 +8,7 @@ site; the rest is capacity. Equations 3-6 are the case of two groups with one wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,18 @@ class Flow:
 def best_flow(setting: Setting, groups: Sequence[Group], n_p: Mapping[str, int] | None = None) -> Flow:
     """The highest total rate, over all splits, and over all integer roles unless `n_p` fixes them."""
     problem = _Problem(setting, [group for group in groups if group.share > 0])
+    if n_p is not None:
+        return problem.flow(_solve(problem, n_p))
+    if len(setting.fleet.local) > 1:
+        return problem.flow(_solve(problem, problem.flow(_solve(problem, None, whole=True)).n_p))
+    # The best rate is concave in the one N_p there is: the best whole one is next to the best fraction.
+    site, fraction = setting.fleet.local[0], float(_solve(problem, None)[len(problem.ways)])
+    near = {min(site.instances, max(0, math.floor(fraction) + step)) for step in (0, 1)}
+    flows = [problem.flow(_solve(problem, {site.name: count})) for count in sorted(near)]
+    return max(flows, key=lambda flow: flow.rate)
+
+
+def _solve(problem: _Problem, n_p: Mapping[str, int] | None, *, whole: bool = False) -> Floats:
     cost = np.zeros(problem.size)
     cost[problem.total] = -1.0
     answer = linprog(
@@ -54,11 +67,12 @@ def best_flow(setting: Setting, groups: Sequence[Group], n_p: Mapping[str, int] 
         A_eq=problem.balances,
         b_eq=np.zeros(len(problem.groups)),
         bounds=problem.bounds(n_p),
-        integrality=problem.integrality(n_p),
+        integrality=problem.integrality() if whole else None,
         method="highs",
+        options={"mip_rel_gap": 1e-9} if whole else {},
     )
     assert answer.status == 0, answer.message  # sending nothing is always feasible, and capacity is finite
-    return problem.flow(np.asarray(answer.x))
+    return np.asarray(answer.x)
 
 
 def class_groups(setting: Setting, p: float, long: Classes, short: Classes) -> list[Group]:
@@ -142,10 +156,10 @@ class _Problem:
         ]
         return [(0, None)] * len(self.ways) + roles + [(0, None)]
 
-    def integrality(self, n_p: Mapping[str, int] | None) -> Floats:
+    def integrality(self) -> Floats:
         """Roles are whole instances."""
         whole = np.zeros(self.size)
-        whole[len(self.ways) : self.total] = 0.0 if n_p is not None else 1.0
+        whole[len(self.ways) : self.total] = 1.0
         return whole
 
     def flow(self, x: Floats) -> Flow:

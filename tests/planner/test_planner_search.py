@@ -97,12 +97,10 @@ def test_the_grid_s_best_is_the_best_of_every_cell(setting: Setting):
 
 @quick
 @given(settings_of(), st.floats(0, 1), st.floats(0, 0.9))
-def test_prefix_hits_never_lower_lambda_max_while_roles_and_routes_may_adapt(
-    setting: Setting, hit_rate: float, reused: float
-):
+def test_prefix_hits_never_lower_the_limit(setting: Setting, hit_rate: float, reused: float):
     warm = replace(setting, extensions=Extensions(hits=PrefixHits(hit_rate=hit_rate, reused=reused)))
-    # Rounding t to three digits may cost a little; the bound has no such grain.
-    assert deploy_prfaas(warm).lambda_max >= deploy_prfaas(setting).lambda_max * 0.98
+    # Both limits are cut into slices at different places: hence the half percent.
+    assert best_rate(warm).lambda_max >= best_rate(setting).lambda_max * 0.995
 
 
 def test_classes_in_both_modes_agree_where_the_curve_is_straight():
