@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -36,7 +37,7 @@ class PeerSettings:
     connections: int | None = None
     rate_bps: float | None = None
     rtt_s: float | None = None
-    tuning: dict[str, int] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)
     """Fields of `Limits` to set otherwise than by default."""
 
     @property
@@ -98,7 +99,7 @@ async def _receive_all(receiver: KVReceiver, order: Order) -> None:
     expected = []
     for number in range(order.transfers):
         slot = slots[number % order.depth]
-        expected.append(receiver.expect(f"{order.name}-{number}", lambda k, n, slot=slot: sink(slot, k, n)))
+        expected.append(receiver.expect(f"{order.name}-{number}", partial(sink, slot)))
     _say({"expecting": order.transfers})
     cpu_s = _cpu_s()
     received = [await incoming.done() for incoming in expected]
@@ -132,7 +133,8 @@ async def _send_all(sender: KVSender, peer: tuple[str, int], order: Order) -> An
 
     async def lane() -> None:
         for number in numbers:
-            runs.append(await _send_one(sender, peer, order, number, payload))
+            run = await _send_one(sender, peer, order, number, payload)
+            runs.append(run)
 
     async with asyncio.TaskGroup() as lanes:
         for _ in range(order.depth):

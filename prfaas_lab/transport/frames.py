@@ -1,24 +1,27 @@
 """The frames of the data connections, sans I/O: bytes in, frames out.
 
-Every frame is a fixed header with a checksum of its own, followed by `length` bytes. A damaged
-header cannot be trusted for anything, its length least of all: it ends the connection. A damaged
+Every frame is a fixed header with a checksum of its own, followed by `length` bytes. A DATA frame
+carries pieces of any number of segments of one transfer: a table of them, then their bytes one after
+the other, so that many small segments cost no more than one large one. A damaged header or table
+cannot be trusted for anything, least of all for where bytes go: it ends the connection. A damaged
 payload ends nothing: it does not match the header's `value`, and is fetched again.
 
-    version kind layer part - chunk transfer length total offset value check
-       u8    u8   u16  u16 u16 u32    u32     u32    u32   u32    u64   u32
+    header: version u8, kind u8, pieces u16, transfer u32, length u32, extra u32, value u64, check u32
+    piece:  layer u16, part u16, chunk u32, total u32, offset u32, length u32
 
-Meaning of the fields beyond their names, by kind:
+Meaning of the header's fields by kind:
     ATTACH    transfer: the number that stands for this transfer on this connection; payload: its id
-    DATA      total: bytes of the whole segment; value: xxh3-64 of the payload
-    FINISH    total: segments of the transfer; value: its bytes
+    DATA      pieces: entries of the table; extra: xxh32 of the table; value: xxh3-64 of the bytes
+    FINISH    extra: segments of the transfer; value: its bytes
     ACK       value: DATA frames of this connection dealt with so far
     NACK      value: index of the DATA frame (of this connection) that has to be sent again
-    REJECT    offset: a `Refusal`; payload: the reason in words
+    REJECT    extra: a `Refusal`; payload: the reason in words
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -28,15 +31,19 @@ from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import FrameError
 
 VERSION = 1
-_BODY = struct.Struct("!BBHHHIIIIIQ")
+_BODY = struct.Struct("!BBHIIIQ")
 _CHECK = struct.Struct("!I")
-HEADER_BYTES = _BODY.size + _CHECK.size
+_PIECE = struct.Struct("!HHIIII")
+HEADER_BYTES, PIECE_BYTES = _BODY.size + _CHECK.size, _PIECE.size
 MAX_CONTROL_BYTES = 1024
 """Longest payload of any frame but DATA."""
+MAX_PIECES = 256
+"""Pieces in one frame; with a buffer each, one system call takes them all (the kernel's limit is 1024)."""
 STAGING_BYTES = 8 * 1024
-"""What is read beyond the current payload: the next header, or many small frames, in one call."""
+"""What is read beyond the current payload: the next header and table, or many small frames at once."""
 
 MAX_U16, MAX_U32 = 2**16 - 1, 2**32 - 1
+Bytes = memoryview | bytes
 
 
 class Kind(IntEnum):
@@ -64,40 +71,58 @@ class Refusal(IntEnum):
 class Header(NamedTuple):
     version: int
     kind: int
-    layer: int
-    part: int
-    reserved: int
-    chunk: int
+    pieces: int
     transfer: int
     length: int
-    total: int
-    offset: int
+    extra: int
     value: int
 
-    @property
-    def segment(self) -> SegmentKey:
-        return SegmentKey(self.layer, self.part, self.chunk)
 
+class Piece(NamedTuple):
+    """`length` bytes from `offset` of a segment that has `total`."""
 
-def digest(payload: memoryview | bytes) -> int:
-    """What a DATA frame's `value` must be."""
-    return int(xxhash.xxh3_64_intdigest(payload))
+    key: SegmentKey
+    total: int
+    offset: int
+    length: int
 
 
 def encode(
-    kind: int, *, transfer: int = 0, key: SegmentKey | None = None, length: int = 0, total: int = 0,
-    offset: int = 0, value: int = 0,
-) -> bytes:  # fmt: skip
-    """A frame's header; the caller sends `length` bytes of payload after it."""
-    layer, part, chunk = (key.layer, key.part, key.chunk) if key is not None else (0, 0, 0)
-    body = _BODY.pack(VERSION, kind, layer, part, 0, chunk, transfer, length, total, offset, value)
+    kind: int, *, transfer: int = 0, pieces: int = 0, length: int = 0, extra: int = 0, value: int = 0
+) -> bytes:
+    """A frame's header; `length` bytes follow it."""
+    body = _BODY.pack(VERSION, kind, pieces, transfer, length, extra, value)
     return body + _CHECK.pack(xxhash.xxh32_intdigest(body))
 
 
-def encode_control(kind: int, payload: bytes = b"", *, transfer: int = 0, offset: int = 0) -> bytes:
+def encode_control(kind: int, payload: bytes = b"", *, transfer: int = 0, extra: int = 0) -> bytes:
     """A whole frame with a short payload (ATTACH, REJECT), cut to what the peer accepts."""
     payload = payload[:MAX_CONTROL_BYTES]
-    return encode(kind, transfer=transfer, length=len(payload), offset=offset) + payload
+    return encode(kind, transfer=transfer, length=len(payload), extra=extra) + payload
+
+
+def encode_data(transfer: int, pieces: Sequence[Piece], payloads: Sequence[Bytes]) -> bytes:
+    """Header and table of a DATA frame; the payloads of its pieces follow, in order."""
+    table = b"".join(
+        _PIECE.pack(key.layer, key.part, key.chunk, total, offset, length)
+        for key, total, offset, length in pieces
+    )
+    length = len(table) + sum(piece.length for piece in pieces)
+    header = encode(
+        Kind.DATA, transfer=transfer, pieces=len(pieces), length=length, extra=xxhash.xxh32_intdigest(table),
+        value=digest(payloads),
+    )  # fmt: skip
+    return header + table
+
+
+def digest(payloads: Sequence[Bytes]) -> int:
+    """What a DATA frame's `value` must be: xxh3-64 of the payloads in a row."""
+    if len(payloads) == 1:
+        return int(xxhash.xxh3_64_intdigest(payloads[0]))
+    state = xxhash.xxh3_64()
+    for payload in payloads:
+        state.update(payload)
+    return int(state.intdigest())
 
 
 def decode_header(raw: memoryview) -> Header:
@@ -111,22 +136,35 @@ def decode_header(raw: memoryview) -> Header:
     return header
 
 
+def decode_table(header: Header, raw: memoryview) -> list[Piece]:
+    """Raises FrameError when the table is damaged, or does not add up to the frame's length."""
+    if xxhash.xxh32_intdigest(raw) != header.extra:
+        raise FrameError("the peer sent a table of pieces that is damaged")
+    pieces = [Piece(SegmentKey(*entry[:3]), *entry[3:]) for entry in _PIECE.iter_unpack(raw)]
+    if sum(piece.length for piece in pieces) + len(raw) != header.length:
+        raise FrameError("the peer sent a table of pieces that does not add up")
+    return pieces
+
+
 class FrameSink(Protocol):
     """Who takes what a `Decoder` finds."""
 
-    def place(self, header: Header) -> memoryview:
-        """Where the payload of a DATA frame goes: exactly `header.length` writable bytes."""
+    def place(self, header: Header, pieces: list[Piece]) -> list[memoryview]:
+        """Where the pieces of a DATA frame go: for each, exactly `length` writable bytes."""
 
-    def frame(self, header: Header, payload: memoryview) -> None:
-        """A whole frame has arrived; `payload` is what `place` gave (or `divert` put in its stead)."""
+    def data(self, header: Header, places: list[memoryview]) -> None:
+        """A whole DATA frame lies in the places that `place` gave (or `divert` put in their stead)."""
+
+    def control(self, header: Header, payload: bytes) -> None:
+        """A whole frame of another kind has arrived."""
 
 
 class Decoder:
     """Finds frames in a stream of bytes, and says where the next bytes should be put.
 
-    The payload of DATA goes straight where `sink.place` says; `buffers` offers that place first
-    and a small staging area second, so that one read takes a payload and the header after it, or
-    many small frames at once. Memory held: the staging area, and one control payload.
+    The payload of DATA goes straight where `sink.place` says; `buffers` offers those places first
+    and a small staging area last, so that one read takes a payload and the header after it, or
+    many small frames at once. The staging area is all the memory it holds.
     """
 
     def __init__(self, sink: FrameSink, *, max_payload_bytes: int) -> None:
@@ -134,33 +172,30 @@ class Decoder:
         self._max_payload_bytes = max_payload_bytes
         self._staging = memoryview(bytearray(STAGING_BYTES))
         self._start = self._end = 0
-        self._header: Header | None = None
-        self._payload = self._missing = memoryview(b"")
+        self._header: Header | None = None  # read, and its table or payload is not
+        self._filling: Header | None = None  # a DATA frame whose payload is arriving
+        self._places: list[memoryview] = []
+        self._missing: list[memoryview] = []  # what of the places is still to be filled, in reverse
 
     @property
     def idle(self) -> bool:
         """Between two frames: nothing of the next one has arrived."""
-        return self._header is None and self._start == self._end
+        return self._filling is None and self._header is None and self._start == self._end
 
     def buffers(self) -> list[memoryview]:
         """Where to put the bytes that come next, in this order. Never empty."""
-        staging = self._staging[self._end :]
-        return [self._missing, staging] if self._header is not None else [staging]
+        return [*reversed(self._missing), self._staging[self._end :]]
 
     def received(self, count: int) -> None:
         """`count` bytes were put into `buffers()`. Raises FrameError; the connection is then useless."""
-        if self._header is not None:
-            direct = min(count, len(self._missing))
-            self._missing = self._missing[direct:]
-            count -= direct
-            if not self._missing:
-                self._finish(self._header)
+        if self._filling is not None:
+            count -= self._fill(count)
         self._end += count
         while self._step():
             pass
         self._compact()
 
-    def feed(self, incoming: bytes | memoryview) -> None:
+    def feed(self, incoming: Bytes) -> None:
         """`received` for bytes that lie elsewhere: copied through `buffers()`."""
         rest = memoryview(incoming)
         while rest:
@@ -172,51 +207,80 @@ class Decoder:
             self.received(count)
 
     def divert(self, scratch: memoryview) -> None:
-        """The rest of the current payload goes to `scratch` (at least as long as the payload)."""
-        if self._header is None:
-            return
-        length, missing = len(self._payload), len(self._missing)
-        self._payload = scratch[:length]
-        self._missing = self._payload[length - missing :]
+        """The rest of the current payload goes to `scratch`, which is as long as any payload."""
+        missing_bytes = sum(map(len, self._missing))
+        self._places = []
+        self._missing = [scratch[:missing_bytes]] if missing_bytes else []
 
     def _step(self) -> bool:
-        """Use what is staged for one header or one payload; False when more bytes are needed."""
-        staged = self._end - self._start
-        if self._header is not None:
-            count = min(staged, len(self._missing))
-            self._missing[:count] = self._staging[self._start : self._start + count]
-            self._missing = self._missing[count:]
-            self._start += count
-            if self._missing:
+        """Use what is staged for one header, table or payload; False when more bytes are needed."""
+        if self._filling is not None:
+            return self._fill_from_staging()
+        if self._header is None:
+            if self._end - self._start < HEADER_BYTES:
                 return False
-            self._finish(self._header)
-            return True
-        if staged < HEADER_BYTES:
+            self._header = self._checked(decode_header(self._staged(HEADER_BYTES)))
+        header = self._header
+        size = header.pieces * PIECE_BYTES if header.kind == Kind.DATA else header.length
+        if self._end - self._start < size:
             return False
-        raw = self._staging[self._start : self._start + HEADER_BYTES]
-        self._start += HEADER_BYTES
-        self._begin(decode_header(raw))
+        self._header = None
+        if header.kind == Kind.DATA:
+            self._begin(header, decode_table(header, self._staged(size)))
+        else:
+            self._sink.control(header, bytes(self._staged(size)))
         return True
 
-    def _begin(self, header: Header) -> None:
+    def _checked(self, header: Header) -> Header:
         if header.kind == Kind.DATA:
-            if header.length > self._max_payload_bytes:
-                raise FrameError(f"the peer announced {header.length} bytes in one frame")
-            payload = self._sink.place(header)
-            assert len(payload) == header.length
-        else:
-            if header.length > MAX_CONTROL_BYTES:
-                raise FrameError(f"the peer announced a control frame of {header.length} bytes")
-            payload = memoryview(bytearray(header.length))
-        self._header, self._payload, self._missing = header, payload, payload
-        if not header.length:
+            size = header.length - header.pieces * PIECE_BYTES
+            if not 0 < header.pieces <= MAX_PIECES or not 0 <= size <= self._max_payload_bytes:
+                raise FrameError(f"the peer announced {size} bytes in {header.pieces} pieces in one frame")
+        elif header.length > MAX_CONTROL_BYTES:
+            raise FrameError(f"the peer announced a control frame of {header.length} bytes")
+        return header
+
+    def _staged(self, count: int) -> memoryview:
+        self._start += count
+        return self._staging[self._start - count : self._start]
+
+    def _begin(self, header: Header, pieces: list[Piece]) -> None:
+        self._filling = header
+        self._places = self._sink.place(header, pieces)
+        assert [len(place) for place in self._places] == [piece.length for piece in pieces]
+        self._missing = [place for place in reversed(self._places) if place]
+        if not self._missing:
             self._finish(header)
 
+    def _fill(self, count: int) -> int:
+        """Bytes of `count` that went into the places; the frame is passed on once they are full."""
+        left, missing = count, self._missing
+        while missing and left >= len(missing[-1]):
+            left -= len(missing.pop())
+        if missing:
+            missing[-1] = missing[-1][left:]
+            return count
+        assert self._filling is not None
+        self._finish(self._filling)
+        return count - left
+
+    def _fill_from_staging(self) -> bool:
+        staged = self._staging[self._start : self._end]
+        used = 0
+        for place in reversed(self._missing):
+            piece = staged[used : used + len(place)]
+            place[: len(piece)] = piece
+            used += len(piece)
+            if used == len(staged):
+                break
+        self._start += used
+        self._fill(used)
+        return self._filling is None
+
     def _finish(self, header: Header) -> None:
-        payload = self._payload
-        self._header = None
-        self._payload = self._missing = memoryview(b"")
-        self._sink.frame(header, payload)
+        places, self._places = self._places, []
+        self._filling = None
+        self._sink.data(header, places)
 
     def _compact(self) -> None:
         left = self._end - self._start

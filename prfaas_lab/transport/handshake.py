@@ -1,9 +1,9 @@
 """The handshake of a data connection, sans I/O: four messages of fixed size.
 
-    sender   -> HELLO      version, frame size, nonce, fingerprint of the layout
+    sender   -> HELLO      version, nonce, fingerprint of the layout
     receiver -> CHALLENGE  nonce, and proof that it holds the run's key
     sender   -> PROOF      proof that it holds the run's key
-    receiver -> WELCOME    accepted with a window, or refused and why
+    receiver -> WELCOME    accepted within bounds, or refused and why
 
 Each proof is an HMAC-SHA256 over a role and everything said before, so neither can be replayed,
 reflected or combined. The layouts are compared only once both sides have proved themselves.
@@ -15,15 +15,15 @@ import hmac
 import secrets
 import struct
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from prfaas_lab.transport.errors import FrameError, HandshakeError, KeyMismatch, LayoutMismatch
 from prfaas_lab.transport.frames import VERSION
 
 MAGIC = b"PFKV"
-_HELLO = struct.Struct("!4sB3xI32s32s")
+_HELLO = struct.Struct("!4sB3x32s32s")
 _CHALLENGE = struct.Struct("!4sB3x32s32s")
-_WELCOME = struct.Struct("!4sBB2xI32s")
+_WELCOME = struct.Struct("!4sBB2xII32s")
 HELLO_BYTES, CHALLENGE_BYTES, PROOF_BYTES, WELCOME_BYTES = _HELLO.size, _CHALLENGE.size, 32, _WELCOME.size
 
 
@@ -31,17 +31,24 @@ class Verdict(IntEnum):
     ACCEPTED = 0
     WRONG_KEY = 1
     WRONG_LAYOUT = 2
-    FRAMES_TOO_LARGE = 3
-    TOO_MANY = 4
+    TOO_MANY = 3
+
+
+class Bounds(NamedTuple):
+    """What a receiver takes from one sender."""
+
+    window_bytes: int
+    """Unacknowledged, over all its connections."""
+    frame_bytes: int
+    """Payload of one frame."""
 
 
 class SenderHandshake:
     """The dialling side. Call `hello`, `challenged`, `welcomed` in turn."""
 
-    def __init__(self, key: bytes, fingerprint: bytes, frame_bytes: int) -> None:
+    def __init__(self, key: bytes, fingerprint: bytes) -> None:
         self._key, self._fingerprint = key, _fixed(fingerprint)
-        self._hello = _HELLO.pack(MAGIC, VERSION, frame_bytes, secrets.token_bytes(32), self._fingerprint)
-        self.frame_bytes = frame_bytes
+        self._hello = _HELLO.pack(MAGIC, VERSION, secrets.token_bytes(32), self._fingerprint)
 
     def hello(self) -> bytes:
         return self._hello
@@ -56,12 +63,12 @@ class SenderHandshake:
             )
         return _prove(self._key, b"sender", self._hello, challenge)
 
-    def welcomed(self, welcome: bytes) -> int:
-        """Bytes that we may have unacknowledged at this receiver. Raises what the refusal says."""
-        magic, version, verdict, window_bytes, theirs = _unpack(_WELCOME, welcome)
+    def welcomed(self, welcome: bytes) -> Bounds:
+        """What this receiver takes. Raises what its refusal says."""
+        magic, version, verdict, window_bytes, frame_bytes, theirs = _unpack(_WELCOME, welcome)
         _check_version(magic, version)
         if verdict == Verdict.ACCEPTED:
-            return int(window_bytes)
+            return Bounds(window_bytes, frame_bytes)
         raise self._refusal(verdict, theirs)
 
     def _refusal(self, verdict: int, theirs: bytes) -> HandshakeError:
@@ -69,24 +76,19 @@ class SenderHandshake:
             return KeyMismatch("the receiver refused our proof of this run's key")
         if verdict == Verdict.WRONG_LAYOUT:
             return layout_mismatch(self._fingerprint, theirs)
-        if verdict == Verdict.FRAMES_TOO_LARGE:
-            return HandshakeError(f"the receiver takes no frames of {self.frame_bytes} bytes")
         return HandshakeError("the receiver has as many connections as it takes")
 
 
 class ReceiverHandshake:
     """The accepting side. Call `greeted` and `proved` in turn."""
 
-    def __init__(self, key: bytes, fingerprint: bytes, *, max_frame_bytes: int, window_bytes: int) -> None:
-        self._key, self._fingerprint = key, _fixed(fingerprint)
-        self._max_frame_bytes, self._window_bytes = max_frame_bytes, window_bytes
-        self._hello = self._challenge = b""
-        self.frame_bytes = 0
-        self._theirs = b""
+    def __init__(self, key: bytes, fingerprint: bytes, bounds: Bounds) -> None:
+        self._key, self._fingerprint, self._bounds = key, _fixed(fingerprint), bounds
+        self._hello = self._challenge = self._theirs = b""
 
     def greeted(self, hello: bytes) -> bytes:
         """The challenge to send. Raises HandshakeError for what is no greeting of this version."""
-        magic, version, self.frame_bytes, _, self._theirs = _unpack(_HELLO, hello)
+        magic, version, _, self._theirs = _unpack(_HELLO, hello)
         _check_version(magic, version)
         opening = _CHALLENGE.pack(MAGIC, VERSION, secrets.token_bytes(32), b"")[:-32]
         self._hello = hello
@@ -100,9 +102,6 @@ class ReceiverHandshake:
             return self._welcome(Verdict.WRONG_KEY), KeyMismatch("a sender does not hold this run's key")
         if not hmac.compare_digest(self._theirs, self._fingerprint):
             return self._welcome(Verdict.WRONG_LAYOUT), layout_mismatch(self._fingerprint, self._theirs)
-        if not 0 < self.frame_bytes <= self._max_frame_bytes:
-            error = HandshakeError(f"a sender wants frames of {self.frame_bytes} bytes")
-            return self._welcome(Verdict.FRAMES_TOO_LARGE), error
         if full:
             return self._welcome(Verdict.TOO_MANY), HandshakeError("as many connections as we take")
         return self._welcome(Verdict.ACCEPTED), None
@@ -110,7 +109,7 @@ class ReceiverHandshake:
     def _welcome(self, verdict: Verdict) -> bytes:
         # Who has not proved to hold the key learns nothing of the layout.
         ours = b"" if verdict == Verdict.WRONG_KEY else self._fingerprint
-        return _WELCOME.pack(MAGIC, VERSION, verdict, self._window_bytes, ours)
+        return _WELCOME.pack(MAGIC, VERSION, verdict, *self._bounds, ours)
 
 
 def layout_mismatch(ours: bytes, theirs: bytes) -> LayoutMismatch:

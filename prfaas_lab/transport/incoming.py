@@ -10,7 +10,7 @@ from typing import Protocol
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import SegmentRefused, TransferCancelled
-from prfaas_lab.transport.frames import Header, Refusal
+from prfaas_lab.transport.frames import Piece, Refusal
 from prfaas_lab.transport.limits import Limits
 
 Sink = Callable[[SegmentKey, int], memoryview]
@@ -41,12 +41,22 @@ class Carrier(Protocol):
 
 @dataclass(slots=True)
 class _Segment:
-    """A segment of which a part has arrived. Its frames are named by their offset."""
+    """A segment of which a part has arrived or is arriving. Its pieces are named by their offset."""
 
     destination: memoryview
-    arrived: set[int] = field(default_factory=set)
+    arrived: dict[int, int] = field(default_factory=dict)
+    """Offset -> length."""
     placing: dict[int, Carrier] = field(default_factory=dict)
     arrived_bytes: int = 0
+
+    @property
+    def has_no_overlap(self) -> bool:
+        end = 0
+        for offset, length in sorted(self.arrived.items()):
+            if offset != end:
+                return False
+            end += length
+        return True
 
 
 class Incoming:
@@ -100,53 +110,41 @@ class Incoming:
         self.carriers[carrier] = number
 
     def detach(self, carrier: Carrier, now: float) -> None:
-        """The connection is gone, and with it the frame it was in the middle of."""
+        """The connection is gone."""
         self.carriers.pop(carrier, None)
         self.progress_at = now
-        for segment in self._partial.values():
-            segment.placing = {o: c for o, c in segment.placing.items() if c is not carrier}
 
-    def place(self, carrier: Carrier, header: Header, frame_bytes: int) -> memoryview | None:
-        """Where a frame's payload goes; None when it is here already. Raises SegmentRefused."""
+    def place(self, carrier: Carrier, pieces: list[Piece]) -> list[memoryview]:
+        """Where the pieces of a frame go; those that are here already go nowhere. Raises SegmentRefused."""
         if not self._first_byte_at:
             self._first_byte_at = self._clock()
-        key, offset = header.segment, header.offset
-        if key in self._whole:
-            return None
-        segment = self._partial.get(key) or self._begin(key, header.total)
-        size = len(segment.destination)
-        if header.total != size or offset % frame_bytes or header.length != min(frame_bytes, size - offset):
-            raise SegmentRefused(
-                f"{key}: bytes {offset}+{header.length} of {header.total} do not fit its {size}"
-            )
-        if offset in segment.arrived:
-            return None
-        other = segment.placing.get(offset)
-        if other is not None and other is not carrier:
-            other.divert(refetch=True)  # two connections never write the same memory: the newer one does
-        segment.placing[offset] = carrier
-        return segment.destination[offset : offset + header.length]
+        return [self._place(carrier, *piece) for piece in pieces]
 
-    def arrived(self, header: Header, now: float) -> None:
-        """A frame lies checked in its place."""
-        segment = self._partial[header.segment]
-        segment.placing.pop(header.offset, None)
-        segment.arrived.add(header.offset)
-        segment.arrived_bytes += header.length
-        self.arrived_bytes += header.length
+    def arrived(self, pieces: list[Piece], now: float) -> None:
+        """A frame lies checked in its places."""
         self.progress_at = now
-        if segment.arrived_bytes == len(segment.destination):
-            self._whole.add(header.segment)
-            del self._partial[header.segment]
-            self._last_byte_at = self._clock()
-            self._complete_if_whole()
+        for key, total, offset, length in pieces:
+            segment = self._partial.get(key)
+            if segment is None or offset in segment.arrived:
+                continue  # it came twice, or its segment has just turned out to overlap itself
+            segment.placing.pop(offset, None)
+            segment.arrived[offset] = length
+            segment.arrived_bytes += length
+            self.arrived_bytes += length
+            if segment.arrived_bytes >= total:
+                self._complete(key, segment)
+        self._complete_if_whole()
 
-    def spoiled(self, header: Header) -> None:
+    def spoiled(self, pieces: list[Piece]) -> None:
         """A frame's payload is not what was sent."""
         self.retried += 1
-        segment = self._partial.get(header.segment)
-        if segment is not None:
-            segment.placing.pop(header.offset, None)
+        self.displaced(pieces)
+
+    def displaced(self, pieces: list[Piece]) -> None:
+        """A frame will not arrive at its places, which are free again."""
+        for piece in pieces:
+            if (segment := self._partial.get(piece.key)) is not None:
+                segment.placing.pop(piece.offset, None)
 
     def finished(self, segments: int, size_bytes: int, now: float) -> None:
         """The sender said what the whole transfer is."""
@@ -172,26 +170,52 @@ class Incoming:
 
     # ------------------------------------------------------------------------------------------
 
+    def _place(self, carrier: Carrier, key: SegmentKey, total: int, offset: int, length: int) -> memoryview:
+        if key in self._whole:
+            return self._again(length)
+        segment = self._partial.get(key) or self._begin(key, total)
+        size = len(segment.destination)
+        if total != size or offset + length > size or (length == 0) != (size == 0):
+            raise SegmentRefused(f"{key}: bytes {offset}+{length} of {total} do not fit its {size}")
+        if offset in segment.arrived:
+            return self._again(length)
+        other = segment.placing.get(offset)
+        if other is not None and other is not carrier:
+            other.divert(refetch=True)  # two connections never write the same memory: the newer one does
+        segment.placing[offset] = carrier
+        return segment.destination[offset : offset + length]
+
+    def _again(self, length: int) -> memoryview:
+        self.retried += 1
+        return memoryview(bytearray(length))
+
     def _begin(self, key: SegmentKey, total: int) -> _Segment:
         if total > self._limits.max_segment_bytes:
             raise SegmentRefused(f"{key} has {total} bytes, the limit is {self._limits.max_segment_bytes}")
         if len(self._whole) + len(self._partial) >= self._limits.max_segments:
             raise SegmentRefused(
-                f"{self.transfer_id} has more segments than the limit of {self._limits.max_segments}"
+                f"{self.transfer_id} has over {self._limits.max_segments} segments, the limit"
             )
         try:
             destination = memoryview(self._sink(key, total)).cast("B")
         except (ValueError, LookupError) as error:
-            raise SegmentRefused(
-                f"{key} of {total} bytes does not belong to {self.transfer_id}: {error}"
-            ) from error
+            where = f"{key} of {total} bytes"
+            raise SegmentRefused(f"{where} does not belong to {self.transfer_id}: {error}") from error
         if len(destination) != total or destination.readonly:
             raise SegmentRefused(f"{key}: its place has {len(destination)} bytes, {total} are coming")
         segment = self._partial[key] = _Segment(destination)
         return segment
 
+    def _complete(self, key: SegmentKey, segment: _Segment) -> None:
+        if not segment.has_no_overlap:
+            self.end(SegmentRefused(f"{key}: its pieces overlap"), Refusal.SEGMENT)
+            return
+        self._whole.add(key)
+        del self._partial[key]
+        self._last_byte_at = self._clock()
+
     def _complete_if_whole(self) -> None:
-        if self._expected is None or self._partial or len(self._whole) < self._expected[0]:
+        if self.is_over or self._expected is None or self._partial or len(self._whole) < self._expected[0]:
             return
         if (len(self._whole), self.arrived_bytes) == self._expected:
             self.end(None, None)

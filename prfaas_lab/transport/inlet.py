@@ -9,7 +9,7 @@ from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.transport.errors import FrameError, PeerLost, SegmentRefused, TransferCancelled
-from prfaas_lab.transport.frames import Decoder, Header, Kind, Refusal, digest, encode, encode_control
+from prfaas_lab.transport.frames import Decoder, Header, Kind, Piece, Refusal, digest, encode, encode_control
 from prfaas_lab.transport.incoming import Incoming
 from prfaas_lab.transport.limits import Limits
 
@@ -33,21 +33,15 @@ class Register(Protocol):
 class Inlet:
     """A connected, authenticated socket from one sender, carrying frames of any of its transfers."""
 
-    def __init__(
-        self, sock: socket.socket, register: Register, limits: Limits, frame_bytes: int, scratch: memoryview
-    ) -> None:
+    def __init__(self, sock: socket.socket, register: Register, limits: Limits, scratch: memoryview) -> None:
         self.sock = sock
-        self._register, self._limits, self._frame_bytes, self._scratch = (
-            register,
-            limits,
-            frame_bytes,
-            scratch,
-        )
+        self._register, self._limits, self._scratch = register, limits, scratch
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(self, max_payload_bytes=frame_bytes)
+        self._decoder = Decoder(self, max_payload_bytes=limits.max_frame_bytes)
         self._transfers: dict[int, Incoming] = {}
         self._highest = 0
         self._placing: Incoming | None = None
+        self._pieces: list[Piece] = []
         self._refetch = False
         self._frames = self._acked_frames = 0
         self._unanswered_bytes = 0
@@ -69,6 +63,7 @@ class Inlet:
         self._loop.remove_reader(self.sock)
         self._loop.remove_writer(self.sock)
         self.sock.close()
+        self.divert(refetch=False)
         now = self._loop.time()
         for incoming in self._transfers.values():
             incoming.detach(self, now)
@@ -101,53 +96,46 @@ class Inlet:
             if count < sum(map(len, buffers)):
                 return
 
-    def place(self, header: Header) -> memoryview:
+    def place(self, header: Header, pieces: list[Piece]) -> list[memoryview]:
         incoming = self._transfers.get(header.transfer)
         if incoming is None and header.transfer > self._highest:
             raise FrameError("a segment of a transfer that was not announced")
-        self._placing, self._refetch = None, False
+        self._placing, self._pieces, self._refetch = None, pieces, False
         if incoming is not None:
             try:
-                destination = incoming.place(self, header, self._frame_bytes)
+                places = incoming.place(self, pieces)
             except SegmentRefused as error:
                 incoming.end(error, Refusal.SEGMENT)
             else:
-                if destination is not None:
-                    self._placing = incoming
-                    return destination
-                incoming.retried += 1
-        if header.length > len(self._scratch):
-            raise FrameError(f"a frame of {header.length} bytes")
-        return self._scratch[: header.length]
+                self._placing = incoming
+                return places
+        return [self._scratch[: piece.length] for piece in pieces]
 
-    def frame(self, header: Header, payload: memoryview) -> None:
-        if header.kind == Kind.DATA:
-            self._segment_frame(header, payload)
-        else:
-            action = _CONTROL.get(header.kind)
-            if action is None:
-                raise FrameError(f"a sender sent a frame of kind {header.kind}")
-            action(self, header, payload)
-
-    def _segment_frame(self, header: Header, payload: memoryview) -> None:
+    def data(self, header: Header, places: list[memoryview]) -> None:
         index, self._frames = self._frames, self._frames + 1
         self._unanswered_bytes += header.length
         incoming, self._placing = self._placing, None
         if incoming is not None:
-            if digest(payload) == header.value:
-                incoming.arrived(header, self._loop.time())
+            if digest(places) == header.value:
+                incoming.arrived(self._pieces, self._loop.time())
             else:
-                incoming.spoiled(header)
-                self._answer(encode(Kind.NACK, value=index))
-        elif self._refetch:
+                incoming.spoiled(self._pieces)
+                self._refetch = True
+        if self._refetch:
             self._answer(encode(Kind.NACK, value=index))
         if self._unanswered_bytes >= _ACK_BYTES:
             self._acknowledge()
 
+    def control(self, header: Header, payload: bytes) -> None:
+        action = _CONTROL.get(header.kind)
+        if action is None:
+            raise FrameError(f"a sender sent a frame of kind {header.kind}")
+        action(self, header, payload)
+
     # -- control frames ------------------------------------------------------------------------
 
-    def _attach(self, header: Header, payload: memoryview) -> None:
-        number, transfer_id = header.transfer, str(payload, "utf-8", "replace")
+    def _attach(self, header: Header, payload: bytes) -> None:
+        number, transfer_id = header.transfer, payload.decode("utf-8", "replace")
         if number in self._transfers or len(self._transfers) >= self._limits.max_transfers:
             raise FrameError("a transfer was announced twice, or too many were")
         self._highest = max(self._highest, number)
@@ -159,22 +147,25 @@ class Inlet:
             reason = "" if found is None else f"transfer {transfer_id} is {_STANDING[found]}"
             self._verdict(number, found, reason)
 
-    def _finish(self, header: Header, payload: memoryview) -> None:
+    def _finish(self, header: Header, payload: bytes) -> None:
         if (incoming := self._transfers.get(header.transfer)) is not None:
-            incoming.finished(header.total, header.value, self._loop.time())
+            incoming.finished(header.extra, header.value, self._loop.time())
 
-    def _cancel(self, header: Header, payload: memoryview) -> None:
+    def _cancel(self, header: Header, payload: bytes) -> None:
         if (incoming := self._transfers.get(header.transfer)) is not None:
             error = TransferCancelled(f"transfer {incoming.transfer_id} was cancelled by its sender")
             incoming.end(error, Refusal.CANCELLED)
 
-    def _alive(self, header: Header, payload: memoryview) -> None:
+    def _alive(self, header: Header, payload: bytes) -> None:
         if (incoming := self._transfers.get(header.transfer)) is not None:
             incoming.progress_at = self._loop.time()
 
     # -- what the transfers call ---------------------------------------------------------------
 
     def divert(self, *, refetch: bool) -> None:
+        """Also when the connection is lost: the places are free for another to fill."""
+        if self._placing is not None:
+            self._placing.displaced(self._pieces)
         self._decoder.divert(self._scratch)
         self._placing, self._refetch = None, refetch
 
@@ -190,7 +181,7 @@ class Inlet:
         if refusal is None:
             self._answer(encode(Kind.COMPLETE, transfer=number))
         else:
-            self._answer(encode_control(Kind.REJECT, reason.encode(), transfer=number, offset=refusal))
+            self._answer(encode_control(Kind.REJECT, reason.encode(), transfer=number, extra=refusal))
 
     def _acknowledge(self) -> None:
         if self._frames > self._acked_frames:
@@ -223,7 +214,7 @@ class Inlet:
             self._loop.remove_writer(self.sock)
 
 
-_CONTROL: dict[int, Callable[[Inlet, Header, memoryview], None]] = {
+_CONTROL: dict[int, Callable[[Inlet, Header, bytes], None]] = {
     Kind.ATTACH: Inlet._attach,
     Kind.FINISH: Inlet._finish,
     Kind.CANCEL: Inlet._cancel,

@@ -38,9 +38,8 @@ class Limits:
     """Which of several concurrent transfers to one peer the next bytes come from."""
 
     frame_bytes: int = 256 * KIB
-    """Segments longer than this cross in several frames, on whichever connections are free."""
-    batch_bytes: int = 256 * KIB
-    """What a connection takes from the shared queue at a time."""
+    """What a connection takes from the shared queue at a time: a part of a large segment, or many
+    small ones."""
     unsent_bytes: int = 512 * KIB
     """What a connection may hold unsent in the kernel: the most that a slow stream keeps back."""
     window_bytes: int = 64 * MIB

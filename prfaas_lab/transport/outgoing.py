@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import TransferCancelled
-from prfaas_lab.transport.frames import MAX_U16, MAX_U32, Kind, digest, encode, encode_control
-
-EMPTY = memoryview(b"")
+from prfaas_lab.transport.frames import (
+    MAX_PIECES,
+    MAX_U16,
+    MAX_U32,
+    Bytes,
+    Kind,
+    Piece,
+    encode,
+    encode_control,
+    encode_data,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +38,25 @@ class Sent:
 
 
 class Frame:
-    """A piece of a transfer on its way: a header, and a view of the caller's memory."""
+    """A piece of work for a connection: a header, and views of the caller's memory."""
 
-    __slots__ = ("attempts", "header", "kind", "outgoing", "payload")
+    __slots__ = ("attempts", "header", "kind", "outgoing", "payload_bytes", "payloads")
 
-    def __init__(self, outgoing: Outgoing, kind: Kind, header: bytes, payload: memoryview = EMPTY) -> None:
-        self.outgoing, self.kind, self.header, self.payload = outgoing, kind, header, payload
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        kind: Kind,
+        header: bytes,
+        payloads: Sequence[Bytes] = (),
+        payload_bytes: int = 0,
+    ) -> None:
+        self.outgoing, self.kind, self.header = outgoing, kind, header
+        self.payloads, self.payload_bytes = payloads, payload_bytes
         self.attempts = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + self.payload_bytes
 
 
 class Way(Protocol):
@@ -58,11 +78,11 @@ class Outgoing:
 
     def __init__(
         self, transfer_id: str, number: int, way: Way, clock: Callable[[], float], *,
-        frame_bytes: int, weight: float, expected_bytes: int | None, served: float,
+        weight: float, expected_bytes: int | None, served: float,
     ) -> None:  # fmt: skip
         self.transfer_id, self.number = transfer_id, number
         self._way, self._clock = way, clock
-        self._frame_bytes, self._weight, self._expected_bytes = frame_bytes, weight, expected_bytes
+        self._weight, self._expected_bytes = weight, expected_bytes
         self._served_before = served
         self._waiting: deque[tuple[SegmentKey, memoryview, int]] = deque()
         self._again: deque[Frame] = deque()
@@ -84,8 +104,8 @@ class Outgoing:
         self._raise_if_failed()
         assert self._finish_at is None, "send after finish"
         view = memoryview(data).cast("B")
-        if key in self._keys or key.layer > MAX_U16 or key.part > MAX_U16 or key.chunk > MAX_U32:
-            raise ValueError(f"{key} was sent already, or is out of range")
+        if key in self._keys or not _fits(key, len(view)):
+            raise ValueError(f"{key} of {len(view)} bytes was sent already, or is out of range")
         self._keys.add(key)
         self._waiting.append((key, view, 0))
         self.enqueued_bytes += len(view)
@@ -151,18 +171,18 @@ class Outgoing:
         """Something was handed over and the peer's answer to it is still to come."""
         return not self.ended and (self._finish_at is not None or self.acked_bytes < self.enqueued_bytes)
 
-    def next_frame(self) -> Frame | None:
-        """The next frame to go on any connection: first what has to go again, last the finish."""
+    def next_frame(self, limit_bytes: int) -> Frame | None:
+        """The next frame to go on any connection, of at most `limit_bytes` if it is cut now: first
+        what has to go again, last the finish."""
         if self._again:
             return self._again.popleft()
         if self._waiting:
-            return self._cut()
+            return self._cut(limit_bytes)
         if self._finish_due:
             self._finish_due = False
-            total, value = len(self._keys), self.enqueued_bytes
-            return Frame(
-                self, Kind.FINISH, encode(Kind.FINISH, transfer=self.number, total=total, value=value)
-            )
+            segments, size = len(self._keys), self.enqueued_bytes
+            header = encode(Kind.FINISH, transfer=self.number, extra=segments, value=size)
+            return Frame(self, Kind.FINISH, header)
         return None
 
     def attach_frame(self) -> Frame:
@@ -178,8 +198,8 @@ class Outgoing:
             self._first_byte_at = self._clock()
 
     def acked(self, frame: Frame) -> None:
-        self.acked_bytes += len(frame.payload)
-        frame.payload = EMPTY
+        self.acked_bytes += frame.payload_bytes
+        frame.payloads = ()
         self._room.set()
 
     def again(self, frame: Frame) -> None:
@@ -209,19 +229,25 @@ class Outgoing:
 
     # ------------------------------------------------------------------------------------------
 
-    def _cut(self) -> Frame:
-        key, view, offset = self._waiting[0]
-        payload = view[offset : offset + self._frame_bytes]
-        if offset + len(payload) < len(view):
-            self._waiting[0] = (key, view, offset + len(payload))
-        else:
-            self._waiting.popleft()
-        self.taken_bytes += len(payload)
-        header = encode(
-            Kind.DATA, transfer=self.number, key=key, length=len(payload), total=len(view), offset=offset,
-            value=digest(payload),
-        )  # fmt: skip
-        return Frame(self, Kind.DATA, header, payload)
+    def _cut(self, limit_bytes: int) -> Frame:
+        """As many whole segments as fit, or the part of one that does."""
+        pieces: list[Piece] = []
+        payloads: list[Bytes] = []
+        left = limit_bytes
+        while self._waiting and left > 0 and len(pieces) < MAX_PIECES:
+            key, view, offset = self._waiting[0]
+            total = len(view)
+            length = min(total - offset, left)
+            if offset + length < total:
+                self._waiting[0] = (key, view, offset + length)
+            else:
+                self._waiting.popleft()
+            pieces.append(Piece(key, total, offset, length))
+            payloads.append(view if length == total else view[offset : offset + length])
+            left -= length
+        payload_bytes = limit_bytes - left
+        self.taken_bytes += payload_bytes
+        return Frame(self, Kind.DATA, encode_data(self.number, pieces, payloads), payloads, payload_bytes)
 
     def _end(self, error: TransportError | None, *, tell_peer: bool) -> None:
         if self.ended:
@@ -237,3 +263,12 @@ class Outgoing:
     def _raise_if_failed(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _fits(key: SegmentKey, size_bytes: int) -> bool:
+    return (
+        0 <= key.layer <= MAX_U16
+        and 0 <= key.part <= MAX_U16
+        and 0 <= key.chunk <= MAX_U32
+        and size_bytes <= MAX_U32
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from prfaas_lab.errors import TransportError
 from prfaas_lab.transport.errors import PeerLost, TransferCancelled, TransferTimeout
 from prfaas_lab.transport.frames import Refusal
-from prfaas_lab.transport.handshake import HELLO_BYTES, PROOF_BYTES, ReceiverHandshake
+from prfaas_lab.transport.handshake import HELLO_BYTES, PROOF_BYTES, Bounds, ReceiverHandshake
 from prfaas_lab.transport.incoming import Incoming, Sink
 from prfaas_lab.transport.inlet import Inlet
 from prfaas_lab.transport.limits import Limits
@@ -124,7 +124,7 @@ class KVReceiver:
         try:
             prepare(sock, unsent_bytes=self._settings.unsent_bytes)
             async with asyncio.timeout(self._settings.connect_timeout_s):
-                frame_bytes = await self._shake_hands(sock)
+                await self._shake_hands(sock)
         except (OSError, TransportError) as error:
             name = type(error).__name__
             self.refusals[name] = self.refusals.get(name, 0) + 1
@@ -133,26 +133,23 @@ class KVReceiver:
             sock.close()
             raise
         else:
-            inlet = Inlet(sock, self, self._settings, frame_bytes, self._scratch)
+            inlet = Inlet(sock, self, self._settings, self._scratch)
             self.inlets.add(inlet)
             if self._paused:
                 inlet.pause()
         finally:
             self._greeting -= 1
 
-    async def _shake_hands(self, sock: socket.socket) -> int:
+    async def _shake_hands(self, sock: socket.socket) -> None:
         settings = self._settings
-        handshake = ReceiverHandshake(
-            self._key, self._fingerprint,
-            max_frame_bytes=settings.max_frame_bytes, window_bytes=settings.window_bytes,
-        )  # fmt: skip
+        bounds = Bounds(settings.window_bytes, settings.max_frame_bytes)
+        handshake = ReceiverHandshake(self._key, self._fingerprint, bounds)
         await write_all(sock, handshake.greeted(await read_exactly(sock, HELLO_BYTES)))
         proof = await read_exactly(sock, PROOF_BYTES)
         answer, error = handshake.proved(proof, full=len(self.inlets) >= settings.max_connections)
         await write_all(sock, answer)
         if error is not None:
             raise error
-        return handshake.frame_bytes
 
     async def _watch(self) -> None:
         settings = self._settings

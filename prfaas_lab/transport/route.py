@@ -55,6 +55,7 @@ class Route:
         self._numbers = itertools.count(1)
         self._ready: dict[int, Outgoing] = {}
         self._window_bytes = settings.window_bytes
+        self._max_frame_bytes = settings.max_frame_bytes
         self._window_full = False
         self._alone_since = self._loop.time()
         self._progress_at = self._loop.time()
@@ -73,10 +74,10 @@ class Route:
         if not self.streams:
             async with self._dialling:
                 if not self.streams:
-                    self._add(await self._dial())
+                    await self._dial()
         served = min((t.served for t in self._ready.values()), default=0.0)
         outgoing = Outgoing(
-            transfer_id, next(self._numbers), self, self._clock, frame_bytes=self._settings.frame_bytes,
+            transfer_id, next(self._numbers), self, self._clock,
             weight=weight, expected_bytes=expected_bytes, served=served,
         )  # fmt: skip
         self.transfers[outgoing.number] = outgoing
@@ -119,7 +120,7 @@ class Route:
         if room <= 0:
             self._window_full = True
             return []
-        frames = self._batch(outgoing, stream, min(room, self._settings.batch_bytes))
+        frames = self._batch(outgoing, stream, min(room, self._quantum_bytes))
         if not outgoing.has_work:
             self._ready.pop(outgoing.number, None)
         if self._ready:
@@ -155,7 +156,7 @@ class Route:
         if header.kind == Kind.COMPLETE:
             outgoing.completed()
         else:
-            outgoing.fail(_REFUSALS.get(header.offset, TransportError)(reason), tell_peer=False)
+            outgoing.fail(_REFUSALS.get(header.extra, TransportError)(reason), tell_peer=False)
 
     def lost(self, stream: SendStream, error: TransportError) -> None:
         """What the connection carried goes out again on the others; a new one is dialled."""
@@ -176,6 +177,11 @@ class Route:
         self._short.set()
         self._wake()
 
+    @property
+    def _quantum_bytes(self) -> int:
+        """What a connection takes at a time."""
+        return min(self._settings.frame_bytes, self._max_frame_bytes)
+
     # -- the shared queue ----------------------------------------------------------------------
 
     @property
@@ -190,9 +196,9 @@ class Route:
         if outgoing not in stream.attached:
             stream.attached.add(outgoing)
             frames.append(outgoing.attach_frame())
-        while budget > 0 and (frame := outgoing.next_frame()) is not None:
+        while budget > 0 and (frame := outgoing.next_frame(budget)) is not None:
             frames.append(frame)
-            budget -= len(frame.payload) + len(frame.header)
+            budget -= frame.size_bytes
         return frames
 
     def _wake(self) -> None:
@@ -215,7 +221,8 @@ class Route:
 
     # -- connections and deadlines -------------------------------------------------------------
 
-    async def _dial(self) -> SendStream:
+    async def _dial(self) -> None:
+        """One more connection. Raises PeerLost, or the handshake's error."""
         sock = socket.socket(socket.AF_INET6 if ":" in self.peer[0] else socket.AF_INET)
         try:
             prepare(sock, unsent_bytes=self._settings.unsent_bytes)
@@ -227,14 +234,15 @@ class Route:
             if isinstance(error, OSError):  # TimeoutError is one
                 raise PeerLost(f"no connection: {error or 'timed out'}", where=self._name) from error
             raise
-        return SendStream(sock, self)
+        self._add(SendStream(sock, self))
 
     async def _shake_hands(self, sock: socket.socket) -> None:
-        handshake = SenderHandshake(self._key, self._fingerprint, self._settings.frame_bytes)
+        handshake = SenderHandshake(self._key, self._fingerprint)
         await write_all(sock, handshake.hello())
         await write_all(sock, handshake.challenged(await read_exactly(sock, CHALLENGE_BYTES)))
-        window_bytes = handshake.welcomed(await read_exactly(sock, WELCOME_BYTES))
-        self._window_bytes = min(self._settings.window_bytes, window_bytes)
+        theirs = handshake.welcomed(await read_exactly(sock, WELCOME_BYTES))
+        self._window_bytes = min(self._settings.window_bytes, theirs.window_bytes)
+        self._max_frame_bytes = min(self._settings.max_frame_bytes, theirs.frame_bytes)
 
     def _add(self, stream: SendStream) -> None:
         self.streams.append(stream)
@@ -262,14 +270,13 @@ class Route:
         """True when all were made. A peer that turned out to be the wrong one ends every transfer."""
         async with self._dialling:
             results = await asyncio.gather(*(self._dial() for _ in range(count)), return_exceptions=True)
-        for result in results:
-            if isinstance(result, SendStream):
-                self._add(result)
-            elif isinstance(result, HandshakeError) and not self.streams:
-                self._fail_all(result)
-            elif not isinstance(result, TransportError):
-                raise result
-        return all(isinstance(result, SendStream) for result in results)
+        errors = [result for result in results if result is not None]
+        for error in errors:
+            if not isinstance(error, TransportError):
+                raise error
+            if isinstance(error, HandshakeError) and not self.streams:
+                self._fail_all(error)
+        return not errors
 
     async def _watch(self) -> None:
         settings = self._settings

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.transport.errors import FrameError, PeerLost
-from prfaas_lab.transport.frames import Decoder, Header, Kind
+from prfaas_lab.transport.frames import MAX_PIECES, Bytes, Decoder, Header, Kind, Piece
 from prfaas_lab.transport.outgoing import Frame, Outgoing
 
 _BURST_BYTES = 2**20
 """What one turn of the loop may write on one connection before the others get theirs."""
-_IOV_FRAMES = 256
-"""Frames in one system call (the kernel takes 1024 buffers, two for each frame)."""
+_IOV_BUFFERS = 1024
+"""Buffers that the kernel takes in one system call."""
 
 
 class Source(Protocol):
@@ -89,13 +89,10 @@ class SendStream:
         dropped = {f for f in self._writing if f.outgoing is outgoing and f is not begun}
         self._writing = deque(f for f in self._writing if f not in dropped)
         self._unacked = deque(f for f in self._unacked if f not in dropped)
-        self.unacked_bytes -= sum(len(f.payload) for f in dropped if f.kind is Kind.DATA)
+        self.unacked_bytes -= sum(f.payload_bytes for f in dropped)
         for frame in self._unacked:
-            if frame.outgoing is outgoing and frame is not begun:
-                self.unacked_bytes -= len(frame.payload)
-                frame.payload = memoryview(b"")
-        if begun is not None and begun.outgoing is outgoing and begun.payload:
-            begun.payload = memoryview(bytes(len(begun.payload)))
+            if frame.outgoing is outgoing:
+                frame.payloads = (bytes(frame.payload_bytes),) if frame is begun else ()
 
     def note_acked(self, kernel_acked_bytes: int, now: float) -> bool:
         """The kernel's count of acknowledged bytes; True when it grew."""
@@ -134,30 +131,26 @@ class SendStream:
                 if not self._unacked:
                     self.progress_at = self._loop.time()
                 self._unacked.append(frame)
-                self.unacked_bytes += len(frame.payload)
+                self.unacked_bytes += frame.payload_bytes
         return bool(frames)
 
-    def _buffers(self) -> list[memoryview | bytes]:
-        buffers: list[memoryview | bytes] = []
+    def _buffers(self) -> list[Bytes]:
+        buffers: list[Bytes] = []
         for frame in self._writing:
             buffers.append(frame.header)
-            if frame.payload:
-                buffers.append(frame.payload)
-            if len(buffers) >= 2 * _IOV_FRAMES:
+            buffers.extend(frame.payloads)
+            if len(buffers) >= _IOV_BUFFERS - MAX_PIECES:
                 break
-        if self._written_bytes:
-            buffers = _without(buffers, self._written_bytes)
-        return buffers
+        return _without(buffers, self._written_bytes) if self._written_bytes else buffers
 
     def _advance(self, written: int) -> None:
         written += self._written_bytes
         writing = self._writing
         while writing:
             frame = writing[0]
-            size = len(frame.header) + len(frame.payload)
-            if written < size:
+            if written < frame.size_bytes:
                 break
-            written -= size
+            written -= frame.size_bytes
             writing.popleft()
             frame.outgoing.began()
         self._written_bytes = written
@@ -186,16 +179,19 @@ class SendStream:
         except TransportError as error:
             self._source.lost(self, error)
 
-    def place(self, header: Header) -> memoryview:
+    def place(self, header: Header, pieces: list[Piece]) -> list[memoryview]:
         raise FrameError("a receiver sent a segment")
 
-    def frame(self, header: Header, payload: memoryview) -> None:
+    def data(self, header: Header, places: list[memoryview]) -> None:
+        raise AssertionError("never placed")
+
+    def control(self, header: Header, payload: bytes) -> None:
         if header.kind == Kind.ACK:
             self._acknowledge(header.value)
         elif header.kind == Kind.NACK:
             self._damaged(header.value)
         elif header.kind in (Kind.REJECT, Kind.COMPLETE):
-            self._source.answered(header, str(payload, "utf-8", "replace"))
+            self._source.answered(header, payload.decode("utf-8", "replace"))
         else:
             raise FrameError(f"a receiver sent a frame of kind {header.kind}")
 
@@ -206,7 +202,7 @@ class SendStream:
         self._acked_frames = count
         self.progress_at = self._loop.time()
         frames = [self._unacked.popleft() for _ in range(fresh)]
-        self.unacked_bytes -= sum(len(f.payload) for f in frames)
+        self.unacked_bytes -= sum(f.payload_bytes for f in frames)
         self._source.acked(self, frames)
 
     def _damaged(self, index: int) -> None:
@@ -216,11 +212,11 @@ class SendStream:
         frame = self._unacked[position]
         # Its place in the sequence stays taken, by a frame of nothing that the next ACK will cover.
         self._unacked[position] = Frame(frame.outgoing, Kind.DATA, b"")
-        self.unacked_bytes -= len(frame.payload)
+        self.unacked_bytes -= frame.payload_bytes
         self._source.damaged(frame)
 
 
-def _without(buffers: list[memoryview | bytes], count: int) -> list[memoryview | bytes]:
+def _without(buffers: list[Bytes], count: int) -> list[Bytes]:
     """The buffers less their first `count` bytes."""
     skipped = 0
     while skipped < len(buffers) and count >= len(buffers[skipped]):

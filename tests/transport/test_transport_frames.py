@@ -6,6 +6,7 @@ import itertools
 import random
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,13 +15,17 @@ from prfaas_lab.transport.errors import FrameError
 from prfaas_lab.transport.frames import (
     HEADER_BYTES,
     MAX_CONTROL_BYTES,
+    MAX_PIECES,
+    PIECE_BYTES,
     STAGING_BYTES,
     Decoder,
     Header,
     Kind,
+    Piece,
     digest,
     encode,
     encode_control,
+    encode_data,
 )
 
 MAX_PAYLOAD = 20_000
@@ -33,24 +38,31 @@ class Collector:
         self.frames: list[tuple[Header, bytes]] = []
         self.placed_bytes = 0
 
-    def place(self, header: Header) -> memoryview:
-        self.placed_bytes += header.length
-        return memoryview(bytearray(header.length))
+    def place(self, header: Header, pieces: list[Piece]) -> list[memoryview]:
+        self.placed_bytes += sum(piece.length for piece in pieces)
+        return [memoryview(bytearray(piece.length)) for piece in pieces]
 
-    def frame(self, header: Header, payload: memoryview) -> None:
-        self.frames.append((header, bytes(payload)))
+    def data(self, header: Header, places: list[memoryview]) -> None:
+        self.frames.append((header, b"".join(places)))
+
+    def control(self, header: Header, payload: bytes) -> None:
+        self.frames.append((header, payload))
 
 
-def data_frame(payload: bytes, chunk: int = 0) -> bytes:
-    key = SegmentKey(1, 2, chunk)
-    return (
-        encode(Kind.DATA, key=key, length=len(payload), total=len(payload), value=digest(payload)) + payload
-    )
+def data_frame(*payloads: bytes) -> bytes:
+    pieces = [Piece(SegmentKey(1, 2, n), len(p), 0, len(p)) for n, p in enumerate(payloads)]
+    return encode_data(7, pieces, payloads) + b"".join(payloads)
+
+
+def body(raw: bytes) -> bytes:
+    """What a frame's sink gets."""
+    pieces = int.from_bytes(raw[2:4], "big")
+    return raw[HEADER_BYTES + pieces * PIECE_BYTES :]
 
 
 frames = st.lists(
     st.one_of(
-        st.binary(max_size=300).map(data_frame),
+        st.lists(st.binary(max_size=300), min_size=1, max_size=20).map(lambda some: data_frame(*some)),
         st.integers(STAGING_BYTES - 100, MAX_PAYLOAD).map(lambda size: data_frame(bytes(size))),
         st.binary(max_size=50).map(lambda payload: encode_control(Kind.ATTACH, payload)),
         st.integers(0, 2**64 - 1).map(lambda count: encode(Kind.ACK, value=count)),
@@ -74,8 +86,8 @@ def test_any_cut_of_the_stream_gives_the_same_frames(sent, cuts):
     arrived = decode(b"".join(sent), cuts)
     assert len(arrived) == len(sent)
     for (header, payload), raw in zip(arrived, sent, strict=True):
-        assert raw[HEADER_BYTES:] == payload
-        assert header.length == len(payload)
+        assert body(raw) == payload
+        assert header.length == len(raw) - HEADER_BYTES
 
 
 @given(st.binary(min_size=HEADER_BYTES, max_size=5000))
@@ -96,7 +108,7 @@ def test_one_flipped_bit_is_an_error_or_a_payload_that_does_not_match(sent, data
         Decoder(collector, max_payload_bytes=MAX_PAYLOAD).feed(bytes(stream))
     except FrameError:
         return
-    originals = [raw[HEADER_BYTES:] for raw in sent]
+    originals = [body(raw) for raw in sent]
     changed = [
         (header, payload)
         for (header, payload), original in zip(collector.frames, originals, strict=True)
@@ -104,7 +116,7 @@ def test_one_flipped_bit_is_an_error_or_a_payload_that_does_not_match(sent, data
     ]
     assert len(changed) == 1
     header, payload = changed[0]
-    assert header.kind != Kind.DATA or digest(payload) != header.value
+    assert header.kind != Kind.DATA or digest([payload]) != header.value
 
 
 @given(frames.filter(bool), st.integers(1, 10**6))
@@ -114,7 +126,7 @@ def test_a_truncated_stream_waits_and_delivers_only_whole_frames(sent, cut):
     decoder = Decoder(collector, max_payload_bytes=MAX_PAYLOAD)
     decoder.feed(stream[: -(cut % len(stream)) or -1])
     assert len(collector.frames) < len(sent)
-    assert [payload for _, payload in collector.frames] == [raw[HEADER_BYTES:] for raw in sent][
+    assert [payload for _, payload in collector.frames] == [body(raw) for raw in sent][
         : len(collector.frames)
     ]
 
@@ -144,11 +156,14 @@ def test_a_fuzzer_never_makes_it_hang_or_grow(seed):
 @pytest.mark.parametrize(
     "frame",
     [
-        encode(Kind.DATA, length=MAX_PAYLOAD + 1),
+        encode(Kind.DATA, pieces=1, length=MAX_PAYLOAD + PIECE_BYTES + 1),
+        encode(Kind.DATA, pieces=MAX_PIECES + 1, length=MAX_PAYLOAD),
+        encode(Kind.DATA, pieces=10, length=10 * PIECE_BYTES - 1),
+        encode(Kind.DATA, length=10),
+        encode(Kind.DATA, pieces=1, length=2**32 - 1),
         encode(Kind.ATTACH, length=MAX_CONTROL_BYTES + 1),
-        encode(Kind.DATA, length=2**32 - 1),
     ],
-    ids=["data", "control", "largest"],
+    ids=["large", "many pieces", "less than its table", "no pieces", "largest", "control"],
 )
 def test_a_length_beyond_the_bound_is_refused_before_memory_is_asked_for(frame):
     collector = Collector()
@@ -157,36 +172,48 @@ def test_a_length_beyond_the_bound_is_refused_before_memory_is_asked_for(frame):
     assert collector.placed_bytes == 0
 
 
+def test_a_table_that_does_not_add_up_is_refused_before_memory_is_asked_for():
+    collector = Collector()
+    raw = data_frame(b"abc", b"def")
+    table = raw[HEADER_BYTES : HEADER_BYTES + 2 * PIECE_BYTES]
+    header = encode(Kind.DATA, pieces=2, length=len(table) + 7, extra=xxhash.xxh32_intdigest(table))
+    with pytest.raises(FrameError, match="add up"):
+        Decoder(collector, max_payload_bytes=MAX_PAYLOAD).feed(header + table)
+    assert collector.placed_bytes == 0
+
+
+class Into(Collector):
+    """Takes every payload into the same memory."""
+
+    def __init__(self, destination: bytearray) -> None:
+        super().__init__()
+        self.destination = destination
+
+    def place(self, header: Header, pieces: list[Piece]) -> list[memoryview]:
+        return [memoryview(self.destination)[: piece.length] for piece in pieces]
+
+
 def test_a_payload_goes_straight_to_where_the_sink_says():
     destination = bytearray(10_000)
-
-    class Into(Collector):
-        def place(self, header: Header) -> memoryview:
-            return memoryview(destination)
-
-    decoder = Decoder(Into(), max_payload_bytes=MAX_PAYLOAD)
+    decoder = Decoder(Into(destination), max_payload_bytes=MAX_PAYLOAD)
     frame = data_frame(bytes(range(100)) * 100)
-    decoder.feed(frame[: HEADER_BYTES + 10])
+    begun = len(frame) - 9_990
+    decoder.feed(frame[:begun])
     target, staging = decoder.buffers()
     assert len(target) == 9_990
-    target[:] = frame[HEADER_BYTES + 10 :]
+    target[:] = frame[begun:]
     decoder.received(9_990)
-    assert destination == frame[HEADER_BYTES:]
+    assert destination == body(frame)
     assert len(staging) > HEADER_BYTES
 
 
 def test_a_diverted_payload_leaves_the_rest_of_its_destination_alone():
     destination = bytearray(1000)
-
-    class Into(Collector):
-        def place(self, header: Header) -> memoryview:
-            return memoryview(destination)[: header.length]
-
-    sink = Into()
+    sink = Into(destination)
     decoder = Decoder(sink, max_payload_bytes=MAX_PAYLOAD)
     frame = data_frame(b"\x07" * 1000)
-    decoder.feed(frame[: HEADER_BYTES + 400])
+    decoder.feed(frame[:-600])
     decoder.divert(memoryview(bytearray(MAX_PAYLOAD)))
-    decoder.feed(frame[HEADER_BYTES + 400 :] + data_frame(b""))
+    decoder.feed(frame[-600:] + data_frame(b""))
     assert destination == b"\x07" * 400 + bytes(600)
     assert len(sink.frames) == 2
