@@ -57,6 +57,7 @@ class PacketProcess:
                 socket.send_fds(self._control, [json.dumps(request).encode()], devices)
                 answer = self._control.recv(MESSAGE_BYTES)
             except OSError as error:
+                self._control.close()  # a late answer must not be taken for the next one's
                 raise self._failure(f"does not answer ({error})") from error
         if not answer:
             raise self._failure("has ended")
