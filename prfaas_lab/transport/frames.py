@@ -182,6 +182,11 @@ class Decoder:
         """Between two frames: nothing of the next one has arrived."""
         return self._filling is None and self._header is None and self._start == self._end
 
+    @property
+    def missing_bytes(self) -> int:
+        """What the payload that is arriving still lacks; 0 between payloads."""
+        return sum(map(len, self._missing))
+
     def buffers(self) -> list[memoryview]:
         """Where to put the bytes that come next, in this order. Never empty."""
         return [*reversed(self._missing), self._staging[self._end :]]
@@ -208,7 +213,7 @@ class Decoder:
 
     def divert(self, scratch: memoryview) -> None:
         """The rest of the current payload goes to `scratch`, which is as long as any payload."""
-        missing_bytes = sum(map(len, self._missing))
+        missing_bytes = self.missing_bytes
         self._places = []
         self._missing = [scratch[:missing_bytes]] if missing_bytes else []
 

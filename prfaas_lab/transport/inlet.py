@@ -15,8 +15,10 @@ from prfaas_lab.transport.limits import Limits
 
 _BURST_BYTES = 2**20
 """What one turn of the loop may read on one connection before the others get theirs."""
-_ACK_BYTES = 256 * 1024
-"""Acknowledge at least this often within a burst; at its end in any case."""
+_ACK_BYTES = 2**20
+"""While more is arriving, acknowledge this often; whenever nothing is, at once."""
+_WAKE_BYTES = 128 * 1024
+"""Sleep through the arrival of at most this much of a frame."""
 _MAX_ANSWER_BYTES = 2**20
 """A sender that reads none of its answers is cut off once this many wait."""
 
@@ -45,6 +47,7 @@ class Inlet:
         self._refetch = False
         self._frames = self._acked_frames = 0
         self._unanswered_bytes = 0
+        self._wake_bytes = 1
         self._answers = bytearray()
         self.closed = False
         self.resume()
@@ -73,7 +76,9 @@ class Inlet:
     def _readable(self) -> None:
         try:
             self._read()
-            self._acknowledge()
+            if self._decoder.idle or self._unanswered_bytes >= _ACK_BYTES:
+                self._acknowledge()
+            self._sleep_until(min(max(self._decoder.missing_bytes, 1), _WAKE_BYTES))
         except OSError as error:
             self._register.lost(self, PeerLost(f"a connection failed: {error}"))
         except TransportError as error:
@@ -95,6 +100,12 @@ class Inlet:
             budget -= count
             if count < sum(map(len, buffers)):
                 return
+
+    def _sleep_until(self, waiting_bytes: int) -> None:
+        """Wake us once this much is there: a part of a frame is of no use to anybody."""
+        if waiting_bytes != self._wake_bytes and not self.closed:
+            self._wake_bytes = waiting_bytes
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, waiting_bytes)
 
     def place(self, header: Header, pieces: list[Piece]) -> list[memoryview]:
         incoming = self._transfers.get(header.transfer)
@@ -123,8 +134,6 @@ class Inlet:
                 self._refetch = True
         if self._refetch:
             self._answer(encode(Kind.NACK, value=index))
-        if self._unanswered_bytes >= _ACK_BYTES:
-            self._acknowledge()
 
     def control(self, header: Header, payload: bytes) -> None:
         action = _CONTROL.get(header.kind)

@@ -11,6 +11,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 MAX_AUTO_CONNECTIONS = 16
 MIN_AUTO_CONNECTIONS = 4
+MIN_FRAME_BYTES = 64 * KIB
 _TCP_WMEM = Path("/proc/sys/net/ipv4/tcp_wmem")
 
 
@@ -38,10 +39,13 @@ class Limits:
     """Which of several concurrent transfers to one peer the next bytes come from."""
 
     frame_bytes: int = 256 * KIB
-    """What a connection takes from the shared queue at a time: a part of a large segment, or many
-    small ones."""
-    unsent_bytes: int = 512 * KIB
-    """What a connection may hold unsent in the kernel: the most that a slow stream keeps back."""
+    """What a connection takes from the shared queue at a time, until its rate is known: a part of a
+    large segment, or many small ones."""
+    frame_time_s: float = 0.005
+    """Once its rate is known, a connection takes what it sends in this time (64 KiB to the largest
+    frame): long enough to cost little CPU, short enough that all end at nearly the same time."""
+    unsent_frames: int = 3
+    """What a connection holds unsent in the kernel, in such frames; the most that a slow one keeps back."""
     window_bytes: int = 64 * MIB
     """What a receiver lets one sender have unacknowledged, over all its connections."""
 
@@ -65,6 +69,10 @@ class Limits:
     """How long one connection may hold unacknowledged bytes without progress before it is given up."""
     sample_interval_s: float = 0.1
     """How often TCP_INFO is read."""
+
+    def frame_bytes_at(self, rate_bps: float) -> int:
+        """What a connection of this rate takes at a time."""
+        return min(max(int(rate_bps / 8 * self.frame_time_s), MIN_FRAME_BYTES), self.max_frame_bytes)
 
     def connections_to_peer(self) -> int:
         """Fixed, or enough that half the largest send buffer of each together covers the BDP."""

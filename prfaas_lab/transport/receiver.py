@@ -122,7 +122,7 @@ class KVReceiver:
 
     async def _greet(self, sock: socket.socket) -> None:
         try:
-            prepare(sock, unsent_bytes=self._settings.unsent_bytes)
+            prepare(sock)
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._shake_hands(sock)
         except (OSError, TransportError) as error:

@@ -120,7 +120,7 @@ class Route:
         if room <= 0:
             self._window_full = True
             return []
-        frames = self._batch(outgoing, stream, min(room, self._quantum_bytes))
+        frames = self._batch(outgoing, stream, min(room, stream.frame_bytes, self._max_frame_bytes))
         if not outgoing.has_work:
             self._ready.pop(outgoing.number, None)
         if self._ready:
@@ -177,11 +177,6 @@ class Route:
         self._short.set()
         self._wake()
 
-    @property
-    def _quantum_bytes(self) -> int:
-        """What a connection takes at a time."""
-        return min(self._settings.frame_bytes, self._max_frame_bytes)
-
     # -- the shared queue ----------------------------------------------------------------------
 
     @property
@@ -225,7 +220,7 @@ class Route:
         """One more connection. Raises PeerLost, or the handshake's error."""
         sock = socket.socket(socket.AF_INET6 if ":" in self.peer[0] else socket.AF_INET)
         try:
-            prepare(sock, unsent_bytes=self._settings.unsent_bytes)
+            prepare(sock)
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._loop.sock_connect(sock, self.peer)
                 await self._shake_hands(sock)
@@ -234,7 +229,7 @@ class Route:
             if isinstance(error, OSError):  # TimeoutError is one
                 raise PeerLost(f"no connection: {error or 'timed out'}", where=self._name) from error
             raise
-        self._add(SendStream(sock, self))
+        self._add(SendStream(sock, self, self._settings))
 
     async def _shake_hands(self, sock: socket.socket) -> None:
         handshake = SenderHandshake(self._key, self._fingerprint)
@@ -299,6 +294,8 @@ class Route:
                 sample = samples[stream] = read_connection(stream.sock)
                 if stream.note_acked(sample.acked_bytes, now):
                     self._progress_at = now
+                if sample.delivery_rate_bps:
+                    stream.tune(self._settings.frame_bytes_at(sample.delivery_rate_bps))
             backlog_bytes = sum(t.enqueued_bytes - t.acked_bytes for t in self.transfers.values())
             self.path = self._monitor.observe(self._clock(), samples, backlog_bytes=backlog_bytes)
 

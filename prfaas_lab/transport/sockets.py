@@ -12,11 +12,15 @@ from prfaas_lab.transport.errors import FrameError
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; the socket module of Python 3.11 does not name it
 
 
-def prepare(sock: socket.socket, *, unsent_bytes: int) -> None:
-    """Small frames leave at once, and no more than `unsent_bytes` wait unsent in the kernel, so that
-    what a slow connection cannot take stays in the shared queue."""
+def prepare(sock: socket.socket) -> None:
+    """Never block, and never hold a small frame back."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def limit_unsent(sock: socket.socket, unsent_bytes: int) -> None:
+    """Let no more than this wait unsent in the kernel, so that what a slow connection cannot take
+    stays in the shared queue."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent_bytes)
 

@@ -10,7 +10,9 @@ from typing import Protocol
 from prfaas_lab.errors import TransportError
 from prfaas_lab.transport.errors import FrameError, PeerLost
 from prfaas_lab.transport.frames import MAX_PIECES, Bytes, Decoder, Header, Kind, Piece
+from prfaas_lab.transport.limits import Limits
 from prfaas_lab.transport.outgoing import Frame, Outgoing
+from prfaas_lab.transport.sockets import limit_unsent
 
 _BURST_BYTES = 2**20
 """What one turn of the loop may write on one connection before the others get theirs."""
@@ -35,8 +37,9 @@ class Source(Protocol):
 class SendStream:
     """A connected, authenticated socket that carries frames of any transfer to its peer."""
 
-    def __init__(self, sock: socket.socket, source: Source) -> None:
+    def __init__(self, sock: socket.socket, source: Source, settings: Limits) -> None:
         self.sock = sock
+        self._unsent_frames = settings.unsent_frames
         self._source = source
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(self, max_payload_bytes=0)
@@ -50,6 +53,8 @@ class SendStream:
         self.progress_at = self._loop.time()
         self.attached: set[Outgoing] = set()
         self.closed = False
+        self.frame_bytes = 0
+        self.tune(settings.frame_bytes)
         self._loop.add_reader(sock, self._readable)
 
     @property
@@ -100,6 +105,12 @@ class SendStream:
         if grew:
             self._kernel_acked_bytes, self.progress_at = kernel_acked_bytes, now
         return grew
+
+    def tune(self, frame_bytes: int) -> None:
+        """Take frames of this size from now on (unless that changes next to nothing)."""
+        if abs(frame_bytes - self.frame_bytes) > self.frame_bytes / 4:
+            self.frame_bytes = frame_bytes
+            limit_unsent(self.sock, self._unsent_frames * frame_bytes)
 
     # -- writing -------------------------------------------------------------------------------
 
