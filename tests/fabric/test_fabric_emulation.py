@@ -6,6 +6,7 @@ spoil a measurement, the best of three counts. A wrong shaper is wrong all three
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import secrets
@@ -35,6 +36,7 @@ from prfaas_lab.spec.topology import GilbertElliott, Topology
 pytestmark = pytest.mark.emulation
 
 MBIT = 1e6
+QUEUE_BYTES = 512 * 1024
 RATE_TOLERANCE = 0.03
 
 
@@ -60,51 +62,57 @@ def test_each_direction_has_its_own_rate(shaper: str) -> None:
 
 
 def test_a_rate_step_is_seen_at_once_and_frees_no_burst(shaper: str) -> None:
-    with network(shaper, rate="40Mbit", delay="5ms") as fabric:
+    fast = Shape(rate_bps=20 * MBIT, delay_s=0.005, queue_bytes=QUEUE_BYTES)
+    slow = dataclasses.replace(fast, rate_bps=10 * MBIT)
+    with network(shaper, rate="20Mbit", delay="5ms", queue="512KiB") as fabric:
 
         def attempt() -> None:
-            fabric.change("wan", "east", Shape(rate_bps=40 * MBIT, delay_s=0.005))
-            with traffic(fabric, 60 * MBIT) as flow:
+            fabric.change("wan", "east", fast)
+            with traffic(fabric, 30 * MBIT) as flow:
                 time.sleep(0.8)
-                stepped_s = fabric.change("wan", "east", Shape(rate_bps=20 * MBIT, delay_s=0.005))
+                stepped_s = fabric.change("wan", "east", slow)
                 time.sleep(0.6)
-            near(flow.rate_bps(stepped_s - 0.4, stepped_s), 40 * MBIT, share=0.05)
-            near(flow.rate_bps(stepped_s + 0.1, stepped_s + 0.5), 20 * MBIT, share=0.05)
+            near(flow.rate_bps(stepped_s - 0.4, stepped_s), 20 * MBIT, share=0.05)
+            near(flow.rate_bps(stepped_s + 0.1, stepped_s + 0.5), 10 * MBIT, share=0.05)
             starts = [stepped_s - 0.05 + 0.005 * i for i in range(60)]
             fastest = max(flow.rate_bps(start, start + 0.03) for start in starts)
-            assert fastest < 1.25 * 40 * MBIT, f"an unshaped spike of {fastest / MBIT:.0f} Mbit/s"
+            assert fastest < 1.25 * 20 * MBIT, f"an unshaped spike of {fastest / MBIT:.0f} Mbit/s"
+            if isinstance(flow, Flood):
+                numbers = [arrival.number for arrival in flow.arrivals]
+                # What does not fit is dropped here and there; a queue thrown away is 346 in a row.
+                assert max(b - a for a, b in itertools.pairwise(numbers)) < 200
 
         best(attempt)
 
 
 def test_a_step_up_is_followed_too(shaper: str) -> None:
-    with network(shaper, rate="20Mbit", delay="5ms") as fabric:
+    with network(shaper, rate="10Mbit", delay="5ms") as fabric:
 
         def attempt() -> None:
-            fabric.change("wan", "east", Shape(rate_bps=20 * MBIT, delay_s=0.005))
-            with traffic(fabric, 60 * MBIT) as flow:
+            fabric.change("wan", "east", Shape(rate_bps=10 * MBIT, delay_s=0.005))
+            with traffic(fabric, 30 * MBIT) as flow:
                 time.sleep(0.5)
-                stepped_s = fabric.change("wan", "east", Shape(rate_bps=40 * MBIT, delay_s=0.005))
+                stepped_s = fabric.change("wan", "east", Shape(rate_bps=20 * MBIT, delay_s=0.005))
                 time.sleep(0.6)
-            near(flow.rate_bps(stepped_s + 0.1, stepped_s + 0.5), 40 * MBIT, share=0.05)
+            near(flow.rate_bps(stepped_s + 0.1, stepped_s + 0.5), 20 * MBIT, share=0.05)
 
         best(attempt)
 
 
 def test_an_outage_stops_all_bytes_and_ends(shaper: str) -> None:
-    normal = Shape(rate_bps=40 * MBIT, delay_s=0.005)
-    with network(shaper, rate="40Mbit", delay="5ms") as fabric:
+    normal = Shape(rate_bps=20 * MBIT, delay_s=0.005)
+    with network(shaper, rate="20Mbit", delay="5ms") as fabric:
 
         def attempt() -> None:
-            with traffic(fabric, 60 * MBIT) as flow:
+            with traffic(fabric, 30 * MBIT) as flow:
                 time.sleep(0.5)
                 cut_s = fabric.change("wan", "east", Shape(rate_bps=0.0, delay_s=0.005))
                 time.sleep(0.5)
                 mended_s = fabric.change("wan", "east", normal)
                 time.sleep(1.0)
-            assert flow.rate_bps(cut_s - 0.3, cut_s) > 30 * MBIT
+            assert flow.rate_bps(cut_s - 0.3, cut_s) > 15 * MBIT
             assert flow.rate_bps(cut_s + 0.06, mended_s) == 0
-            assert flow.rate_bps(mended_s + 0.3, mended_s + 0.9) > 30 * MBIT
+            assert flow.rate_bps(mended_s + 0.3, mended_s + 0.9) > 15 * MBIT
 
         best(attempt)
 
@@ -208,10 +216,11 @@ def test_what_a_shaper_cannot_do_is_refused_before_anything_is_made(shaper: str)
 
 
 def test_teardown_leaves_nothing(shaper: str) -> None:
-    before = machine_state()
-    with network(shaper, rate="40Mbit", delay="2ms") as fabric:
+    before, ownership = machine_state(), Ownership(f"t{secrets.token_hex(3)}")
+    with up(world(rate="40Mbit"), run_id=ownership.run_id, ownership=ownership, shaper=shaper) as fabric:
         assert fabric.shaper == shaper
         round_trip_s(engines_way(fabric))
+    assert ownership.release() == [f"journal {ownership.directory}"]
     assert machine_state() == before
     with pytest.raises(ZeroDivisionError), network(shaper, rate="40Mbit"):
         raise ZeroDivisionError
@@ -278,19 +287,25 @@ def announce(request: pytest.FixtureRequest, line: str, said: set[str] = set()) 
 def network(
     shaper: str, sites: dict[str, Any] | None = None, links: dict[str, Any] | None = None, **impairment: Any
 ) -> Iterator[Fabric]:
-    topology = Topology.model_validate(
-        {
-            "name": "test",
-            "datacenters": sites or {"east": prfaas(), "west": local()},
-            "links": links or {"wan": link("east", "west", **impairment)},
-        }
-    )
+    topology = world(sites, links, **impairment)
     ownership = Ownership(f"t{secrets.token_hex(3)}")
     try:
         with up(topology, run_id=ownership.run_id, ownership=ownership, shaper=shaper, seed=1) as fabric:
             yield fabric
     finally:
         ownership.release()
+
+
+def world(
+    sites: dict[str, Any] | None = None, links: dict[str, Any] | None = None, **impairment: Any
+) -> Topology:
+    return Topology.model_validate(
+        {
+            "name": "test",
+            "datacenters": sites or {"east": prfaas(), "west": local()},
+            "links": links or {"wan": link("east", "west", **impairment)},
+        }
+    )
 
 
 def prfaas(engines: int = 1) -> dict[str, Any]:
@@ -316,7 +331,7 @@ def engines_way(fabric: Fabric, source: str = "east-p0", destination: str = "wes
 
 
 def goodput(fabric: Fabric, *, back: bool = False) -> float:
-    ends = ("west-d0", "east-p0") if back else ("east-p0", next(n for n in fabric.nodes if n == "west-d0"))
+    ends = ("west-d0", "east-p0") if back else ("east-p0", "west-d0")
     return goodput_bps(engines_way(fabric, *ends), warm_up_s=0.5, windows=10)
 
 
