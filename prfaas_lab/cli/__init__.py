@@ -10,7 +10,7 @@ import typer
 from prfaas_lab import __version__
 from prfaas_lab.cli import files, machine, scenario
 from prfaas_lab.cli.plan import plan
-from prfaas_lab.errors import LabError
+from prfaas_lab.errors import LabError, SpecError
 
 app = typer.Typer(
     name="prfaas-lab",
@@ -45,6 +45,9 @@ def main() -> None:
     """The console script. A LabError is printed without a traceback and exits with its code."""
     try:
         app()
+    except SpecError as error:  # lines of `file:line: ...` that editors can jump to
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
     except LabError as error:
         sys.stderr.write(f"prfaas-lab: {error}\n")
         sys.exit(error.exit_code)
