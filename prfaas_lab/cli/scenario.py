@@ -16,7 +16,7 @@ from prfaas_lab.lab.run import Outcome, run_scenario
 from prfaas_lab.spec.load import load_scenario
 from prfaas_lab.spec.scenario import Resolved, Scenario
 
-_SIGNAL_STATUS = {"SIGINT": 130, "SIGTERM": 143}
+_SIGNAL_STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 
 
 def scenario(

@@ -87,6 +87,10 @@ class Fabric:
         """The shape in force."""
         return self._shapes[self._known(link, source)]
 
+    def check(self, link: str, source: str, shape: Shape) -> None:
+        """Raises FabricError when this network cannot give a direction such a shape."""
+        _check_shape(self._shaper, *self._known(link, source), shape)
+
     def change(self, link: str, source: str, shape: Shape) -> float:
         """Change one direction in place; the monotonic time by which it had taken effect."""
         direction = self._known(link, source)
@@ -213,11 +217,15 @@ def _way(source: LinkEnd, destination: LinkEnd) -> Way:
 def _check(layout: Plan, shaper: LinkControl) -> None:
     """Refuse what cannot be emulated, before anything is made."""
     for (link, source), shape in layout.shapes.items():
-        try:
-            shaper.check(shape)
-        except FabricError as error:
-            where = f"link {link} from {source}"
-            raise FabricError(error.what, where=where, remedy=error.remedy) from error
+        _check_shape(shaper, link, source, shape)
     for name, site in layout.sites.items():
         check_intra(name, site.intra, shaper.name)
         check_egress(name, site.egress_bps, shaper.name)
+
+
+def _check_shape(shaper: LinkControl, link: str, source: str, shape: Shape) -> None:
+    try:
+        shaper.check(shape)
+    except FabricError as error:
+        where = f"link {link} from {source}"
+        raise FabricError(error.what, where=where, remedy=error.remedy) from error

@@ -22,6 +22,7 @@ from prfaas_lab.fabric import network
 from prfaas_lab.fabric.measure import judge, measure
 from prfaas_lab.fabric.network import DATA_PORT, Fabric
 from prfaas_lab.fabric.ownership import Ownership
+from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
 from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
 from prfaas_lab.lab.processes import Processes, last_words
@@ -55,6 +56,7 @@ class Deployment:
     fabric: Fabric
     engines: dict[str, Engine]
     service: Service
+    conditions: Conditions
     model: ModelReady
     start_verifier: Callable[[int], Awaitable[tuple[str, str]]]
 
@@ -89,7 +91,8 @@ def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[F
                 resolved, at_s=ledger.now(), mode="emulate", shaper=fabric.shaper, versions=versions()
             )
         )
-        foundation = Foundation(resolved, options, ledger, fabric, processes, ownership)
+        conditions = stack.enter_context(Conditions.opened(resolved, fabric, ownership, ledger))
+        foundation = Foundation(resolved, options, ledger, fabric, processes, ownership, conditions)
         foundation.phase("network", 1, 1, fabric.reason)
         yield foundation
 
@@ -104,6 +107,7 @@ class Foundation:
     fabric: Fabric
     processes: Processes
     ownership: Ownership
+    conditions: Conditions
     engines: dict[str, Engine] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -125,10 +129,11 @@ class Foundation:
                 fabric=self.fabric,
                 engines=self.engines,
                 service=self._service(route, model),
+                conditions=self.conditions,
                 model=model,
                 start_verifier=self._start_verifier,
             )
-            async with _meanwhile(
+            async with meanwhile(
                 watch_links(self.fabric, self.ledger),
                 watch_engines(self.engines.values(), self.ledger),
                 watch_machine(self.ledger),
@@ -270,7 +275,7 @@ class Foundation:
 
 
 @asynccontextmanager
-async def _meanwhile(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def meanwhile(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run these beside the body, and cancel them when it ends."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each) for each in work]

@@ -13,7 +13,7 @@ from typing import Any
 
 import uvloop
 
-from prfaas_lab.lab.deployment import Deployment, Foundation, Options, bring_up
+from prfaas_lab.lab.deployment import Deployment, Foundation, Options, bring_up, meanwhile
 from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.faults import the_fault
 from prfaas_lab.lab.verify import Answer, chosen, verify
@@ -27,7 +27,7 @@ from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.workload.generate import generate
 from prfaas_lab.workload.request import Request
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Screen = Callable[[Ledger], AbstractAsyncContextManager[Any]]
 """Opens whatever shows the run while it goes on."""
@@ -110,7 +110,8 @@ class _Run:
             time_scale=scenario.time_scale,
         )
         self.driver = Driver(scenario, requests, serve, self.foundation.ledger)
-        await self.driver.run()
+        async with meanwhile(deployment.conditions.run()):
+            await self.driver.run()
 
     async def _verify(self, deployment: Deployment) -> None:
         """On as many cores as there are, now that the engines are idle."""
@@ -121,7 +122,7 @@ class _Run:
 
     @contextmanager
     def _stop_signals(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """SIGINT ends the arrivals and drains; a second one, or SIGTERM, gives up what is in flight."""
+        """SIGINT ends the arrivals and drains; a second one, or another signal, gives up what is in flight."""
         loop = asyncio.get_running_loop()
 
         def give_up(name: str) -> None:
@@ -139,7 +140,8 @@ class _Run:
             self.driver.stop.set()
 
         loop.add_signal_handler(signal.SIGINT, drain)
-        loop.add_signal_handler(signal.SIGTERM, give_up, "SIGTERM")
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal hangs up
+            loop.add_signal_handler(number, give_up, number.name)
         try:
             yield
         finally:
@@ -154,7 +156,7 @@ class _Run:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Outside the loop, SIGTERM interrupts as Ctrl-C does, so that what was made is taken down."""
+    """Outside the loop, every signal interrupts as Ctrl-C does, so that what was made is taken down."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def interrupt(number: int, frame: object) -> None:

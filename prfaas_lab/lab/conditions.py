@@ -1,0 +1,100 @@
+"""What the network goes through while a workload runs: fluctuations and events, made real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prfaas_lab.fabric.cross_traffic import CrossTraffic
+from prfaas_lab.fabric.network import Fabric
+from prfaas_lab.fabric.ownership import Ownership
+from prfaas_lab.fabric.timeline import Change, Observed, ShapeChange, Timeline
+from prfaas_lab.fabric.timeline_player import TimelinePlayer
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.spec.scenario import Resolved
+
+_IN_FLIGHT_BYTES = 16 * 1024
+"""More than acknowledgements and keep-alives within one sample: KVCache is on its way."""
+
+
+class Conditions:
+    """The changes still to come, and the cross traffic that runs. `open` before anything is served."""
+
+    def __init__(
+        self, fabric: Fabric, timeline: Timeline, traffic: CrossTraffic | None, ledger: Ledger
+    ) -> None:
+        self._fabric, self._traffic, self._ledger = fabric, traffic, ledger
+        self._player = TimelinePlayer(timeline, apply=self._apply, report=self._report)
+        self._started_s = 0.0
+        self._seen = Observed()
+        self._carried: dict[tuple[str, str], int] = {}
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, resolved: Resolved, fabric: Fabric, ownership: Ownership, ledger: Ledger
+    ) -> Iterator[Conditions]:
+        """Read and check all that is to come. Raises FabricError for what this shaper cannot do."""
+        scenario = resolved.scenario
+        timeline = Timeline(
+            {direction: fabric.shape(*direction) for direction in fabric.directions},
+            scenario.fluctuations,
+            scenario.events,
+            seed=scenario.seed,
+            scale=scenario.scale,
+            time_scale=scenario.time_scale,
+        )
+        for direction, shape in timeline.possible_shapes():
+            fabric.check(*direction, shape)
+        traffic = None
+        if any(event.cross_traffic is not None for event in scenario.events):
+            traffic = CrossTraffic(fabric)
+            ownership.claim_process(traffic.pid)
+        try:
+            yield cls(fabric, timeline, traffic, ledger)
+        finally:
+            if traffic is not None:
+                traffic.close()
+
+    async def run(self) -> None:
+        """From the workload's start, until nothing is left to come; cancel it when the run ends."""
+        unsubscribe = self._ledger.subscribe(self._observe)
+        try:
+            self._started_s = self._ledger.now()
+            await self._player.play(asyncio.get_running_loop().time())
+        finally:
+            unsubscribe()
+
+    async def _apply(self, change: Change) -> float:
+        if isinstance(change, ShapeChange):
+            return await asyncio.to_thread(self._fabric.change, change.link, change.source, change.shape)
+        assert self._traffic is not None, "opened with the events that need it"
+        act = self._traffic.start if change.starts else self._traffic.stop
+        return await asyncio.to_thread(act, change.link, change.source, change.traffic)
+
+    def _report(self, change: Change, at_s: float) -> None:
+        self._ledger.record(
+            ev.LinkChanged(
+                at_s=self._started_s + at_s,
+                link=change.link,
+                source=change.source,
+                due_s=self._started_s + change.due_s,
+                change=change.what,
+            )
+        )
+
+    def _observe(self, event: ev.Event) -> None:
+        seen = self._seen
+        if isinstance(event, ev.RequestSubmitted):
+            seen = Observed(requests=seen.requests + 1, transferring=seen.transferring)
+        elif isinstance(event, ev.LinkSampled):
+            key = event.link, event.source
+            moved = event.bytes_total - self._carried.get(key, event.bytes_total)
+            self._carried[key] = event.bytes_total
+            busy = {event.link} if moved > _IN_FLIGHT_BYTES else set()
+            seen = Observed(requests=seen.requests, transferring=frozenset(busy))
+        if seen != self._seen:
+            self._seen = seen
+            self._player.observe(seen)
