@@ -29,6 +29,8 @@ app.command()(scenario.scenario)
 app.command()(files.validate)
 app.command()(files.schema)
 app.command()(plan)
+app.command("link-test")(machine.link_test)
+app.command()(machine.doctor)
 app.command()(machine.clean)
 
 

@@ -11,6 +11,7 @@ import typer
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.errors import RunFailed
+from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.deployment import Options
 from prfaas_lab.lab.run import Outcome, run_scenario
 from prfaas_lab.spec.load import load_scenario
@@ -58,6 +59,7 @@ def scenario(
     Next: prfaas-lab scenario scenarios/bursty.yaml --policy local-only
           prfaas-lab validate scenarios/*.yaml
     """
+    reexec_in_userns()
     resolved = _overridden(load_scenario(_found(file)), policy=policy, threshold=threshold, seed=seed)
     options = Options(
         out=out or _fresh_directory(resolved.scenario.name),
