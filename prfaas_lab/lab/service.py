@@ -131,6 +131,10 @@ class Service:
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
         self._hand_over(flight, placement)
+        if len(flight.tokens) != flight.request.output_tokens:
+            raise EngineError(
+                f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
+            )
 
     async def _decode(self, flight: _Flight, placement: Placement, reserved: asyncio.Event) -> None:
         request, engine = flight.request, self._engines[placement.decode]

@@ -140,7 +140,12 @@ class DecodeRole:
         layout = layout_of(model, order.settings.chunk)
         executor = TorchDecode(model, layout, max_batch=order.settings.max_batch)
         self._order = order
-        self._engine = DecodeEngine(executor, max_batch=order.settings.max_batch, clock=time.monotonic)
+        self._engine = DecodeEngine(
+            executor,
+            max_batch=order.settings.max_batch,
+            max_queue=order.settings.max_queue,
+            clock=time.monotonic,
+        )
         self._receiver = KVReceiver(
             key=bytes.fromhex(order.key_hex),
             fingerprint=layout.fingerprint,
@@ -193,22 +198,18 @@ class _Landing:
 
     def __init__(self, cache: IncomingCache) -> None:
         self._cache, self._token = cache, bytearray(HANDOVER_BYTES)
-        self._keys: set[SegmentKey] = set()
 
     def destination(self, key: SegmentKey, nbytes: int) -> memoryview:
-        """Raises ValueError or SegmentRefused for a segment that has no place here."""
-        if key == handover_key():
-            if nbytes != HANDOVER_BYTES:
-                raise ValueError(f"a first token of {nbytes} bytes")
-            return memoryview(self._token)
-        memory = self._cache.destination(key, nbytes)
-        self._keys.add(key)
-        return memory
+        """Raises ValueError for a segment that has no place here."""
+        if key != handover_key():
+            return self._cache.destination(key, nbytes)
+        if nbytes != HANDOVER_BYTES:
+            raise ValueError(f"a first token of {nbytes} bytes")
+        return memoryview(self._token)
 
     def settle(self) -> int:
-        """Once the transfer is done: mark what came as arrived; the first token."""
-        for key in self._keys:
-            self._cache.arrived(key)
+        """Once the transfer is done and checked: the first token."""
+        self._cache.all_arrived()
         return int.from_bytes(self._token, "little")
 
 

@@ -65,7 +65,7 @@ class Zygote:
         self._say(
             ModelReady(
                 title=order.model.path or order.model.name or "",
-                vocab_size=self._model.config.vocab_size,
+                vocab_size=self._model.config.get_text_config().vocab_size,
                 parameters=sum(p.numel() for p in self._model.parameters()),
                 token_bytes=layout.token_bytes,
                 state_bytes=layout.state_bytes,
