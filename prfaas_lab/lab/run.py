@@ -122,7 +122,7 @@ class _Run:
 
     @contextmanager
     def _stop_signals(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """SIGINT ends the arrivals and drains; a second one, or another signal, gives up what is in flight."""
+        """SIGINT ends the arrivals and drains; a second, or another signal, gives up what is in flight."""
         loop = asyncio.get_running_loop()
 
         def give_up(name: str) -> None:
