@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import resource
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ from prfaas_lab.fabric.link_queue import LinkQueue
 COUNTER_FIELDS = 4
 MAX_DIRECTIONS = 512
 MESSAGE_BYTES = 65536
+MOST_DESCRIPTORS = 4
 _PR_SET_TIMERSLACK = 29
 
 
@@ -42,7 +44,7 @@ class Parent:
         if self._life in readable:
             self.gone = True
         elif self._control.fileno() in readable:
-            message, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 2)
+            message, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, MOST_DESCRIPTORS)
             if message:
                 self._answer(json.loads(message), descriptors, serve)
             else:
@@ -62,12 +64,12 @@ class Parent:
             self._control.send(json.dumps(reply).encode())
 
 
-def publish(counters: memoryview, slot: int, queue: LinkQueue[Any]) -> None:
-    """Show a direction's totals to the parent."""
+def publish(counters: memoryview, slot: int, queue: LinkQueue[Any], *, dropped_before: int = 0) -> None:
+    """Show a direction's totals to the parent, with what was dropped before it reached the queue."""
     first = slot * COUNTER_FIELDS
     counters[first] = queue.bytes_total
     counters[first + 1] = queue.packets_total
-    counters[first + 2] = queue.dropped_total
+    counters[first + 2] = queue.dropped_total + dropped_before
     counters[first + 3] = queue.backlog_bytes
 
 
@@ -82,3 +84,10 @@ def be_prompt() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -10)
         if len(os.sched_getaffinity(0)) > 1:
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
+def allow_descriptors() -> int:
+    """Allow ourselves all the descriptors we may have; how many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most

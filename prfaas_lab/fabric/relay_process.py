@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import select
 import socket
 import time
@@ -16,7 +15,7 @@ from random import Random
 from typing import Any
 
 from prfaas_lab.fabric.link_queue import Conditions
-from prfaas_lab.fabric.packet_child import Parent, be_prompt, publish
+from prfaas_lab.fabric.packet_child import Parent, allow_descriptors, be_prompt, publish
 from prfaas_lab.fabric.relay_connection import SOCKET_BUFFER_BYTES, join
 from prfaas_lab.fabric.relay_lane import Lane
 
@@ -38,7 +37,7 @@ class Relay:
         self._heeds: dict[int, Heed] = {}
         self._events: dict[int, int] = {}
         self._epoll = select.epoll()
-        self._most_sockets = _most_descriptors() - SPARE_DESCRIPTORS
+        self._most_sockets = allow_descriptors() - SPARE_DESCRIPTORS
 
     @property
     def descriptor(self) -> int:
@@ -122,13 +121,6 @@ class Relay:
 
         self._listeners.append(listener)
         self.watch(listener, select.EPOLLIN, accept)
-
-
-def _most_descriptors() -> int:
-    """Allow ourselves all the sockets we may have."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most
 
 
 def run(parent: Parent, relay: Relay) -> None:

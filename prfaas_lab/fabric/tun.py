@@ -88,16 +88,18 @@ class TunShaper:
         request = {
             "do": "attach",
             "link": number,
+            "interfaces": [end.interface for end in link.ends],
             "conditions": [conditions(shape) for shape in shapes],
             "offload": [offloads(shape) for shape in shapes],
         }
-        devices: list[int] = []
+        opened: list[int] = []
         try:
-            devices.extend(open_tun(end.netns, end.interface, end.address) for end in link.ends)
-            self._process.ask(request, tuple(devices))
+            for end in link.ends:
+                opened += open_tun(end.netns, end.interface, end.address)
+            self._process.ask(request, tuple(opened))
         finally:
-            for device in devices:
-                os.close(device)
+            for descriptor in opened:
+                os.close(descriptor)
 
     def _find(self, link: str, source: str) -> tuple[int, PacketProcess]:
         slot = self._slots.get((link, source))

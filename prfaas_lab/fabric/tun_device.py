@@ -29,15 +29,18 @@ _CHECKSUM, _TSO4, _TSO6 = 1, 2, 4
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8913, 0x8914, 0x8916, 0x891C
 _SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8922, 0x8943
 _UP = 0x1
+_STATISTICS, _STATISTICS_BYTES, _SENT_DROPPED = "/proc/thread-self/net/dev", 65536, 11
+"""The file stays that of the namespace in which it was opened. Column 11: drops on the way out."""
 
 
-def open_tun(netns: str, interface: str, address: str) -> int:
-    """Make a TUN device in a named namespace, up and addressed; its file descriptor.
+def open_tun(netns: str, interface: str, address: str) -> tuple[int, int]:
+    """Make a TUN device in a named namespace, up and addressed: (its file descriptor, one that reads
+    the namespace's interface statistics).
 
-    The device lives as long as any copy of the descriptor.
+    The device lives as long as any copy of the first.
     """
     try:
-        return call_in(netns, lambda: _make(interface, address))
+        return call_in(netns, lambda: (_make(interface, address), os.open(_STATISTICS, os.O_RDONLY)))
     except OSError as error:
         raise FabricError(
             f"cannot make the TUN device {interface}: {error}", where=netns, remedy=_remedy(error)
@@ -47,6 +50,16 @@ def open_tun(netns: str, interface: str, address: str) -> int:
 def set_offload(device: int, *, segmentation: bool) -> None:
     """Whether the kernel hands out packets of up to 64 KiB, or cuts them to the MTU first."""
     fcntl.ioctl(device, _TUNSETOFFLOAD, _CHECKSUM | (_TSO4 | _TSO6 if segmentation else 0))
+
+
+def ring_drops(statistics: int, interface: str) -> int:
+    """Packets that the kernel dropped because the device's ring was full: we were too slow."""
+    text = os.pread(statistics, _STATISTICS_BYTES, 0).decode()
+    for line in text.splitlines():
+        name, _, columns = line.strip().partition(":")
+        if name == interface:
+            return int(columns.split()[_SENT_DROPPED])
+    return 0
 
 
 def on_the_wire(packet: bytes) -> tuple[int, int]:

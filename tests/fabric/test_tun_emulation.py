@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -184,6 +185,20 @@ def test_packets_sent_are_packets_received_and_dropped() -> None:
     assert after.bytes_total - before.bytes_total == len(flood.arrivals) * FRAME_BYTES
 
 
+def test_what_the_kernel_drops_before_a_stopped_process_is_counted() -> None:
+    with linked(Shape()) as pair:
+        assert pair.tun.pid is not None
+        with pair.flood(200 * MBIT) as flood:
+            os.kill(pair.tun.pid, signal.SIGSTOP)
+            deadline = time.monotonic() + 10
+            while flood.sent < 11_000 and time.monotonic() < deadline:  # the device's ring holds 10,000
+                time.sleep(0.01)
+            os.kill(pair.tun.pid, signal.SIGCONT)
+            time.sleep(0.2)
+        dropped = pair.counters().dropped_total
+    assert dropped >= 900
+
+
 def test_the_queue_never_holds_more_than_its_limit() -> None:
     with linked(Shape(rate_bps=5 * MBIT, queue_bytes=60_000)) as pair, pair.flood(20 * MBIT):
         backlogs = []
@@ -231,6 +246,19 @@ def test_one_process_carries_a_dozen_links_and_they_vanish_with_it() -> None:
         assert statistics.median(a.delay_s for a in trickle.arrivals) == pytest.approx(0.005, abs=0.001)
         pair.tun.close()
         assert [name for _, name in count()] == ["lo"]
+
+
+def test_a_link_whose_namespace_is_deleted_takes_no_other_with_it() -> None:
+    with linked(Shape()) as pair:
+        lost = f"{pair._netns['west']}-lost"
+        namespaces.create(lost)
+        east, west = pair.link("lost", 1).ends
+        pair.tun.attach(LinkEnds(name="lost", ends=(east, replace(west, netns=lost))), Shape(), Shape())
+        namespaces.delete(lost)
+        time.sleep(0.1)
+        with pair.flood(1 * MBIT) as trickle:
+            time.sleep(0.2)
+        assert len(trickle.arrivals) == trickle.sent > 0
 
 
 def test_a_killed_process_is_said_with_its_pid() -> None:
