@@ -7,9 +7,9 @@ is a list of segments, each with the time at which its producer has it ready.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
-import random
 import resource
 import sys
 import time
@@ -21,8 +21,9 @@ from typing import Any
 import uvloop
 import xxhash
 
+from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
+from prfaas_lab.transport import Incoming, KVReceiver, KVSender, Limits, PathHint, Received
 from prfaas_lab.transport.outgoing import Sent
 
 Answer = dict[str, Any]
@@ -58,6 +59,10 @@ class Order:
     depth: int = 1
     ready_s: Sequence[float] = ()
     """When each segment is ready, from the start of its transfer; empty: all at once."""
+    verify_each: bool = False
+    """Clear the memory before each transfer, and digest it after each (costs time)."""
+    kill_every_s: float = 0.0
+    """Let the receiver cut one of its connections this often; 0: never."""
     port: int = 0
 
     @property
@@ -66,11 +71,7 @@ class Order:
 
     @property
     def offsets(self) -> list[int]:
-        offsets, end = [], 0
-        for size in self.sizes:
-            offsets.append(end)
-            end += size
-        return offsets
+        return [0, *itertools.accumulate(self.sizes)][:-1]
 
 
 async def receive(settings: PeerSettings) -> None:
@@ -87,37 +88,63 @@ async def receive(settings: PeerSettings) -> None:
 
 
 async def _receive_all(receiver: KVReceiver, order: Order) -> None:
-    """Each of `depth` slots of memory takes one transfer after the other."""
+    """Each of `depth` lanes has memory of its own, and takes one transfer after the other into it."""
     slots = [memoryview(bytearray(order.total_bytes)) for _ in range(order.depth)]
-    offsets, sizes = order.offsets, order.sizes
+    offsets, sizes, clean = order.offsets, order.sizes, bytes(order.total_bytes if order.verify_each else 0)
+    killed: list[int] = []
 
     def sink(slot: memoryview, key: SegmentKey, size: int) -> memoryview:
         if size != sizes[key.chunk]:
             raise ValueError(f"{size} bytes, not {sizes[key.chunk]}")
         return slot[offsets[key.chunk] : offsets[key.chunk] + size]
 
-    expected = []
-    for number in range(order.transfers):
-        slot = slots[number % order.depth]
-        expected.append(receiver.expect(f"{order.name}-{number}", partial(sink, slot)))
-    _say({"expecting": order.transfers})
-    cpu_s = _cpu_s()
-    received = [await incoming.done() for incoming in expected]
+    async def take(incoming: Incoming, slot: memoryview) -> tuple[Received, str]:
+        received = await incoming.done()
+        found = xxhash.xxh3_64_hexdigest(slot) if order.verify_each else ""
+        slot[: len(clean)] = clean
+        return received, found
+
+    async with asyncio.TaskGroup() as group:
+        takers = []
+        for number in range(order.transfers):
+            slot = slots[number % order.depth]
+            incoming = receiver.expect(f"{order.name}-{number}", partial(sink, slot))
+            takers.append(group.create_task(take(incoming, slot)))
+        _say({"expecting": order.transfers})
+        killer = group.create_task(_kill_connections(receiver, order.kill_every_s, killed))
+        cpu_s = _cpu_s()
+        taken = [await taker for taker in takers]
+        killer.cancel()
+    digests = (
+        {found for _, found in taken} if order.verify_each else {xxhash.xxh3_64_hexdigest(s) for s in slots}
+    )
     _say(
         {
-            "bytes": sum(r.bytes for r in received),
-            "last_byte_at": [r.last_byte_at for r in received],
-            "retried": sum(r.retried for r in received),
+            "bytes": sum(received.bytes for received, _ in taken),
+            "last_byte_at": [received.last_byte_at for received, _ in taken],
+            "retried": sum(received.retried for received, _ in taken),
+            "killed": len(killed),
             "cpu_s": _cpu_s() - cpu_s,
-            "digests": [xxhash.xxh3_64_hexdigest(slot) for slot in slots[: order.transfers]],
+            "digests": sorted(digests),
         }
     )
+
+
+async def _kill_connections(receiver: KVReceiver, every_s: float, killed: list[int]) -> None:
+    """Cut one connection after another, as a dying middlebox does: no word to either side."""
+    while every_s:
+        await asyncio.sleep(every_s)
+        inlets = sorted(receiver.inlets, key=id)
+        if inlets:
+            receiver.lost(inlets[len(killed) % len(inlets)], TransportError("cut by the bench"))
+            killed.append(len(inlets))
 
 
 async def send(settings: PeerSettings) -> None:
     sender = KVSender(
         key=bytes.fromhex(settings.key), fingerprint=bytes(32), settings=settings.limits, clock=time.monotonic
     )
+    _say({"ready": True})
     try:
         while (order := await _next_order()) is not None:
             _say(await _send_all(sender, (settings.host, order.port), order))
@@ -126,19 +153,18 @@ async def send(settings: PeerSettings) -> None:
 
 
 async def _send_all(sender: KVSender, peer: tuple[str, int], order: Order) -> Answer:
-    payload = memoryview(random.Random(order.total_bytes).randbytes(order.total_bytes))
-    numbers = iter(range(order.transfers))
-    cpu_s, began_at = _cpu_s(), time.monotonic()
+    payload = memoryview(os.urandom(order.total_bytes))
     runs: list[tuple[float, Sent]] = []
+    cpu_s, began_at = _cpu_s(), time.monotonic()
 
-    async def lane() -> None:
-        for number in numbers:
+    async def lane(first: int) -> None:
+        for number in range(first, order.transfers, order.depth):
             run = await _send_one(sender, peer, order, number, payload)
             runs.append(run)
 
     async with asyncio.TaskGroup() as lanes:
-        for _ in range(order.depth):
-            lanes.create_task(lane())
+        for first in range(order.depth):
+            lanes.create_task(lane(first))
     return {
         "seconds": time.monotonic() - began_at,
         "cpu_s": _cpu_s() - cpu_s,
@@ -181,7 +207,6 @@ def _cpu_s() -> float:
 
 
 def main(role: str, settings: str) -> None:
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     uvloop.run({"receive": receive, "send": send}[role](PeerSettings(**json.loads(settings))))
 
 
