@@ -10,6 +10,7 @@ import typer
 
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.dashboard.table import print_summary
+from prfaas_lab.engine.corruption import Corruption
 from prfaas_lab.errors import RunFailed
 from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.deployment import Options
@@ -47,7 +48,7 @@ def scenario(
             help="Run even when the measured links are off their spec; the verdict says so.",
         ),
     ] = False,
-    corrupt: Annotated[str | None, typer.Option(hidden=True)] = None,
+    corrupt: Annotated[Corruption | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a scenario: bring up its datacenters, drive its workload, show it live, sum it up.
 
