@@ -35,7 +35,15 @@ class Pump:
     ) -> None:
         self.slot, self.source, self.sink, self.queue = slot, source, sink, queue
         self.ring_drops, self._count_drops = 0, count_drops
+        self._offloads = False  # as the device was made
         self._empty_at = self._counted_at = time.monotonic()
+
+    def offload(self, wanted: bool) -> None:
+        """Let bundles through, or not. Only asked of the kernel when it differs: that takes its global
+        network lock, and whoever makes or deletes namespaces holds it for tens of milliseconds."""
+        if wanted is not self._offloads:
+            set_offload(self.source, segmentation=wanted)
+            self._offloads = wanted
 
     def read(self, now: float) -> None:
         """Take what has come. Raises OSError when the device is no more."""
@@ -83,7 +91,7 @@ class Pumps:
             case "change":
                 pump = self.by_slot[request["slot"]]
                 pump.queue.change(Conditions(*request["conditions"]), time.monotonic())
-                set_offload(pump.source, segmentation=request["offload"])
+                pump.offload(request["offload"])
 
     def pass_packets(self, now: float) -> bool:
         """Read what has come, write what is due. False when there was neither."""
@@ -112,7 +120,7 @@ class Pumps:
             queue: LinkQueue[bytes] = LinkQueue(terms, Random(self._seed + slot))
             count_drops = partial(ring_drops, statistics[way], request["interfaces"][way])
             pump = Pump(slot, devices[way], devices[1 - way], queue, count_drops)
-            set_offload(pump.source, segmentation=request["offload"][way])
+            pump.offload(request["offload"][way])
             self.by_slot[slot] = self._by_device[pump.source] = pump
             self._epoll.register(pump.source, select.EPOLLIN)
 
