@@ -18,17 +18,23 @@ def build(layout: Plan, shaper: Shaper, ownership: Ownership) -> None:
     """Make everything, each thing written into the run's journal before it exists."""
     for site in layout.sites.values():
         _make_site(site, layout, shaper.name == "netem", ownership)
-    shapes = layout.shapes
     for link in layout.links:
         one, other = link.ends
-        shaper.attach(link, shapes[link.name, one.datacenter], shapes[link.name, other.datacenter])
-        pid = getattr(shaper, "pid", None)  # a shaper in user space has a process of its own
-        if pid is not None:
-            ownership.claim_process(pid)
+        shaper.attach(
+            link, layout.shapes[link.name, one.datacenter], layout.shapes[link.name, other.datacenter]
+        )
+        _claim_process(shaper, ownership, first=link is layout.links[0])
     for name, site in layout.sites.items():
         _connect(
             site, [end.interface for link in layout.links for end in link.ends if end.datacenter == name]
         )
+
+
+def _claim_process(shaper: Shaper, ownership: Ownership, *, first: bool) -> None:
+    """A shaper in user space has a process, which starts with its first link."""
+    pid = getattr(shaper, "pid", None)
+    if first and pid is not None:
+        ownership.claim_process(pid)
 
 
 def demolish(layout: Plan) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from prfaas_lab.spec.topology import GilbertElliott, Topology
 
 pytestmark = pytest.mark.emulation
 
+RUNS = os.environ.setdefault("PRFAAS_LAB_TEST_RUNS", f"t{secrets.token_hex(3)}")
+"""What the ids of our runs begin with, in this process and its children: others may run here too."""
 MBIT = 1e6
 QUEUE_BYTES = 512 * 1024
 RATE_TOLERANCE = 0.03
@@ -195,6 +198,49 @@ def test_engine_links_have_their_own_rate(packets: str) -> None:
         best(lambda: near(goodput(fabric), 20 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
 
 
+def test_engine_links_have_their_own_delay_or_it_is_refused(packets: str) -> None:
+    sites = {"east": prfaas() | {"intra": {"delay": "3ms"}}, "west": local()}
+    links = {"wan": link("east", "west", delay="10ms")}
+    if packets == "netem":
+        with network(packets, sites, links) as fabric:
+            best(lambda: near(round_trip_s(engines_way(fabric)), 0.026, share=0.05, slack=0.001))
+    else:
+        with pytest.raises(FabricError, match=r"east\.intra: without netem"), network(packets, sites, links):
+            pass
+
+
+@pytest.mark.parametrize("packets", ["netem"], indirect=True)
+def test_reordering_and_duplication_are_the_shares_asked_for(packets: str) -> None:
+    with network(packets, delay="10ms", reorder=0.1) as fabric:
+
+        def reordered() -> None:
+            with flood(fabric, 2 * MBIT, datagram_bytes=100) as flow:
+                time.sleep(2.0)
+            at_once = sum(arrival.delay_s < 0.005 for arrival in flow.arrivals)
+            assert at_once / flow.sent == pytest.approx(0.1, rel=0.25)
+
+        best(reordered, of=2)
+    with network(packets, delay="1ms", duplicate=0.1) as fabric:
+
+        def duplicated() -> None:
+            sent, arrived = thin_stream(fabric)
+            assert len(set(arrived)) == sent
+            assert (len(arrived) - sent) / sent == pytest.approx(0.1, rel=0.25)
+
+        best(duplicated, of=2)
+
+
+@pytest.mark.parametrize("packets", ["netem"], indirect=True)
+def test_corrupted_packets_do_not_arrive(packets: str) -> None:
+    with network(packets, delay="1ms", corrupt=0.1) as fabric:
+
+        def attempt() -> None:
+            sent, arrived = thin_stream(fabric)
+            assert (sent - len(arrived)) / sent == pytest.approx(0.1, rel=0.25)
+
+        best(attempt, of=2)
+
+
 def test_counters_count_what_was_carried(shaper: str) -> None:
     with network(shaper, rate="40Mbit", delay="2ms") as fabric:
         before = fabric.counters("wan", "east")
@@ -209,14 +255,14 @@ def test_counters_count_what_was_carried(shaper: str) -> None:
 
 def test_what_a_shaper_cannot_do_is_refused_before_anything_is_made(shaper: str) -> None:
     cannot = {"tun": {"corrupt": 0.01}, "relay": {"loss": 0.01}, "netem": {"rate": "100Gbit"}}
-    before = set(existing_namespaces())
+    before = our_namespaces()
     with pytest.raises(FabricError, match="link wan from east"), network(shaper, **cannot[shaper]):
         pass
-    assert set(existing_namespaces()) == before
+    assert our_namespaces() == before
 
 
 def test_teardown_leaves_nothing(shaper: str) -> None:
-    before, ownership = machine_state(), Ownership(f"t{secrets.token_hex(3)}")
+    before, ownership = machine_state(), Ownership(run_id())
     with up(world(rate="40Mbit"), run_id=ownership.run_id, ownership=ownership, shaper=shaper) as fabric:
         assert fabric.shaper == shaper
         round_trip_s(engines_way(fabric))
@@ -227,23 +273,26 @@ def test_teardown_leaves_nothing(shaper: str) -> None:
     assert machine_state() == before
 
 
-def test_a_killed_run_is_cleaned_and_a_live_one_left_alone(shaper: str) -> None:
-    before = set(existing_namespaces())
+def test_a_killed_run_is_cleaned_and_a_live_one_left_alone(shaper: str, tmp_path: Path) -> None:
+    before = our_namespaces()
     code = (
-        "import sys, time; sys.path.insert(0, 'tests/fabric'); import test_fabric_emulation as t\n"
-        f"with t.network({shaper!r}, rate='40Mbit') as fabric: print('up', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; sys.path.insert(0, 'tests/fabric')\n"
+        "import test_fabric_emulation as t\n"
+        f"with t.network({shaper!r}, rate='40Mbit', root=Path(sys.argv[1])):\n"
+        "    print('up', flush=True); time.sleep(60)"
     )
-    with network(shaper, rate="40Mbit", delay="2ms") as alive:
-        victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    with network(shaper, rate="40Mbit", delay="2ms", root=tmp_path) as alive:
+        victim = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
         assert victim.stdout is not None
         assert victim.stdout.readline() == b"up\n"
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         victim.stdout.close()
-        removed = clean()
-        assert any("journal" in what for what in removed)
+        removed = clean(root=tmp_path)
+        assert sum("journal" in what for what in removed) == 1
+        assert sum("network namespace" in what for what in removed) == (0 if shaper == "relay" else 4)
         near(round_trip_s(engines_way(alive)), 0.004, share=0.5, slack=0.01)
-    assert set(existing_namespaces()) == before
+    assert our_namespaces() == before
 
 
 # -- how they are measured -----------------------------------------------------------------------
@@ -285,10 +334,10 @@ def announce(request: pytest.FixtureRequest, line: str, said: set[str] = set()) 
 
 @contextmanager
 def network(
-    shaper: str, sites: dict[str, Any] | None = None, links: dict[str, Any] | None = None, **impairment: Any
-) -> Iterator[Fabric]:
-    topology = world(sites, links, **impairment)
-    ownership = Ownership(f"t{secrets.token_hex(3)}")
+    shaper: str, sites: dict[str, Any] | None = None, links: dict[str, Any] | None = None, *,
+    root: Path | None = None, **impairment: Any,
+) -> Iterator[Fabric]:  # fmt: skip
+    topology, ownership = world(sites, links, **impairment), Ownership(run_id(), root=root)
     try:
         with up(topology, run_id=ownership.run_id, ownership=ownership, shaper=shaper, seed=1) as fabric:
             yield fabric
@@ -413,15 +462,18 @@ def best(attempt: Callable[[], None], *, of: int = 3) -> None:
     return None
 
 
-def existing_namespaces() -> list[str]:
-    directory = namespaces.NETNS_DIRECTORY
-    return sorted(os.listdir(directory)) if directory.exists() else []
+def run_id() -> str:
+    return f"{RUNS}-{secrets.token_hex(3)}"
+
+
+def our_namespaces() -> set[str]:
+    return {path.name for path in namespaces.NETNS_DIRECTORY.glob(f"pl-{RUNS}-*")}
 
 
 def machine_state() -> tuple[set[str], set[str], set[str], int]:
     """What a run could leave: namespaces, interfaces, child processes, open files."""
-    interfaces = {name for _, name in socket.if_nameindex()}
+    interfaces = {name for _, name in socket.if_nameindex() if name.startswith(("wan", "lan", "egress"))}
     pid = os.getpid()
     with open(f"/proc/{pid}/task/{pid}/children") as listing:
         children = set(listing.read().split())
-    return set(existing_namespaces()), interfaces, children, len(os.listdir("/proc/self/fd"))
+    return our_namespaces(), interfaces, children, len(os.listdir("/proc/self/fd"))
