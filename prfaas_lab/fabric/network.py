@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 from prfaas_lab.errors import FabricError
@@ -95,9 +94,9 @@ class Fabric:
         """Change one direction in place; the monotonic time by which it had taken effect."""
         direction = self._known(link, source)
         with self._changing:
-            self._shaper.change(link, source, shape)
+            effective_at = self._shaper.change(link, source, shape)
             self._shapes[direction] = shape
-            return time.monotonic()
+            return effective_at
 
     def egress_bps(self, datacenter: str) -> float | None:
         """The cap on all that leaves a datacenter, in emulated units; None when there is none."""

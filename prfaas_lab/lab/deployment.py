@@ -25,6 +25,7 @@ from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
 from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
+from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.versions import versions
@@ -117,6 +118,7 @@ class Foundation:
         Raises LabError when an engine is not ready in time, or a link is off its spec.
         """
         async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+            stack.enter_context(ahead_of_engines())
             group.create_task(self.processes.watch(self._on_exit), name="zygote")
             stack.push_async_callback(self.processes.close)
             stack.callback(self.phase, "teardown")
