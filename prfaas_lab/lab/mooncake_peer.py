@@ -46,8 +46,9 @@ def send(engine: Any, address: int, order: dict[str, Any]) -> None:
         here = [address + first * total + start for start in starts]
         there = [order["address"] + first * total + start for start in starts]
         for _ in range(first, order["transfers"], order["depth"]):
-            if engine.batch_transfer_sync_write(order["segment"], here, there, sizes) != 0:
-                raise SystemExit("a mooncake transfer failed")
+            status = engine.batch_transfer_sync_write(order["segment"], here, there, sizes)
+            if status != 0:
+                raise SystemExit(f"a transfer failed with status {status}")
 
     with ThreadPoolExecutor(order["depth"]) as lanes:
         list(lanes.map(lane, range(order["depth"])))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.fabric import network
 from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.plan import Node
@@ -107,6 +108,8 @@ class Row:
     """Of the available egress that our transport sees, against the configured rate."""
     retried: int = 0
     killed: int = 0
+    failure: str = ""
+    """Why a rival could not do it; its figures are then 0."""
 
 
 async def run_bench(options: BenchOptions, report: Callable[[Row], None] | None = None) -> list[Row]:
@@ -220,12 +223,18 @@ async def _measure_faults(case: _Case, reference: float | None, add: Callable[[R
 async def _measure_mooncake(
     case: _Case, python: Path, expected_bps: float, reference: float | None, add: Callable[[Row], None]
 ) -> None:
-    async with Mooncake.up(case.source, case.destination, python) as mooncake:
-        await mooncake.run(plain(8, MIB).sizes, 1, 1)
-        for shape in case.options.shapes:
-            # It may be several times slower: fewer transfers, that its rate still shows in.
-            count = max(case.options.depth, case.transfers(shape, expected_bps) // 4)
-            measured = await mooncake.run(shape.sizes, count, case.options.depth)
+    """A shape that it fails at is a row that says so: its process has ended, the next gets a new one."""
+    for shape in case.options.shapes:
+        # It may be several times slower: fewer transfers, that its rate still shows in.
+        count = max(case.options.depth, case.transfers(shape, expected_bps) // 4)
+        try:
+            async with Mooncake.up(case.source, case.destination, python) as mooncake:
+                await mooncake.run(plain(8, MIB).sizes, 1, 1)
+                measured = await mooncake.run(shape.sizes, count, case.options.depth)
+        except LabError as error:
+            failed = case.row(shape.name, _MOONCAKE, Measured(goodput_bps=0, cpu_s_per_gb=0), reference)
+            add(replace(failed, failure=str(error)))
+        else:
             add(case.row(shape.name, _MOONCAKE, measured, reference))
 
 
@@ -272,6 +281,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.exposed_limit_s is not None:
         exposed += f" (limit {row.exposed_limit_s * 1e3:.0f})"
     shape = row.shape + (f" ({row.killed} times)" if row.killed else "")
+    if row.failure:
+        return (row.link, shape, row.runner, "failed", *["-"] * 5)
     return (
         row.link, shape, row.runner, f"{row.goodput_bps / 1e6:.1f}", share(row.share_of_link),
         share(row.share_of_iperf3), f"{row.cpu_s_per_gb:.2f}", exposed, share(row.estimate_error, "+.1%"),
