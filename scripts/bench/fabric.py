@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.bench == "follow":
-        follow(arguments.shaper, arguments.seconds, arguments.out)
+        follow(arguments.shaper, arguments.seconds, arguments.scale, arguments.out)
     else:
         bring_up(arguments.shaper, arguments.rounds, arguments.out)
 
@@ -54,6 +54,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("bench", choices=("follow", "bring-up"))
     parser.add_argument("--shaper", default="auto", help="auto, netem or tun")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the rates are followed")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of all rates, for a machine too slow to flood them"
+    )
     parser.add_argument("--rounds", type=int, default=100, help="bring-ups in all")
     parser.add_argument("--out", type=Path, default=Path("build/bench-fabric"), help="where results go")
     return parser.parse_args(argv)
@@ -62,7 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 # -- follow --------------------------------------------------------------------------------------
 
 
-def follow(shaper: str, seconds: float, out: Path) -> None:
+def follow(shaper: str, seconds: float, scale: float, out: Path) -> None:
     trace = out / "cellular.trace"
     write_trace(trace)
     kinds: dict[str, dict[str, Any]] = {
@@ -73,9 +76,9 @@ def follow(shaper: str, seconds: float, out: Path) -> None:
         "mahimahi": {"kind": "mahimahi", "file": trace.name},
     }  # fmt: skip
     with network(star(list(kinds)), shaper) as fabric:
-        steps = schedule(kinds, seconds, out)
+        steps = schedule(kinds, seconds, scale, out)
         with contextlib.ExitStack() as stack:
-            floods = {name: stack.enter_context(flood(fabric, name)) for name in kinds}
+            floods = {name: stack.enter_context(flood(fabric, name, scale)) for name in kinds}
             time.sleep(SETTLE_S)
             started_s = time.monotonic()
             late_s = play(fabric, steps, started_s, seconds)
@@ -95,13 +98,15 @@ def write_trace(path: Path) -> None:
     path.write_text("\n".join(map(str, [*slots, 20000])))
 
 
-def schedule(kinds: dict[str, Any], seconds: float, base: Path) -> dict[str, list[tuple[float, float]]]:
+def schedule(
+    kinds: dict[str, Any], seconds: float, scale: float, base: Path
+) -> dict[str, list[tuple[float, float]]]:
     """Name -> (second, rate) steps until the end."""
     steps = {}
     for name, bandwidth in kinds.items():
         spec = Fluctuation.model_validate({"link": name, "bandwidth": bandwidth, "every": f"{EVERY_S}s"})
         path = rates(spec.bandwidth, every_s=EVERY_S, random=random.Random(1), base_dir=base)
-        steps[name] = until(path, seconds)
+        steps[name] = [(at_s, rate_bps * scale) for at_s, rate_bps in until(path, seconds)]
     return steps
 
 
@@ -162,6 +167,7 @@ def show(rows: dict[str, list[tuple[float, float, float]]], late_s: list[float],
             f"{statistics.mean(errors):>11.2%} {p95:>11.2%}"
         )
     late = statistics.quantiles(late_s, n=100)
+    # Late includes what this process, which also floods, makes its own changes wait.
     print(f"{len(late_s)} changes; late p50 {late[49] * 1e3:.2f} ms, p99 {late[98] * 1e3:.2f} ms")
 
 
@@ -188,10 +194,10 @@ def plot(rows: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
     print(f"plot: {path}")
 
 
-def flood(fabric: Fabric, name: str) -> Flood:
+def flood(fabric: Fabric, name: str, scale: float) -> Flood:
     destination = fabric.socket(f"{name}-d0", socket.SOCK_DGRAM)
     destination.bind((fabric.nodes[f"{name}-d0"].address, 0))
-    return Flood(fabric.socket("east-p0", socket.SOCK_DGRAM), destination, 12e6)
+    return Flood(fabric.socket("east-p0", socket.SOCK_DGRAM), destination, 12e6 * scale)
 
 
 def star(names: list[str]) -> Topology:
