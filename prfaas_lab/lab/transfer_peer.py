@@ -7,6 +7,7 @@ is a list of segments, each with the time at which its producer has it ready.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -207,6 +208,7 @@ def _cpu_s() -> float:
 
 
 def main(role: str, settings: str) -> None:
+    gc.freeze()  # what was imported is here to stay: no collection need look at it again
     uvloop.run({"receive": receive, "send": send}[role](PeerSettings(**json.loads(settings))))
 
 

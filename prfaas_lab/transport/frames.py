@@ -27,7 +27,6 @@ from typing import NamedTuple, Protocol
 
 import xxhash
 
-from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import FrameError
 
 VERSION = 1
@@ -78,10 +77,16 @@ class Header(NamedTuple):
     value: int
 
 
+Key = tuple[int, int, int]
+"""Layer, part and chunk: a `SegmentKey` as it goes over the wire, and cheap to look up."""
+
+
 class Piece(NamedTuple):
     """`length` bytes from `offset` of a segment that has `total`."""
 
-    key: SegmentKey
+    layer: int
+    part: int
+    chunk: int
     total: int
     offset: int
     length: int
@@ -103,11 +108,8 @@ def encode_control(kind: int, payload: bytes = b"", *, transfer: int = 0, extra:
 
 def encode_data(transfer: int, pieces: Sequence[Piece], payloads: Sequence[Bytes]) -> bytes:
     """Header and table of a DATA frame; the payloads of its pieces follow, in order."""
-    table = b"".join(
-        _PIECE.pack(key.layer, key.part, key.chunk, total, offset, length)
-        for key, total, offset, length in pieces
-    )
-    length = len(table) + sum(piece.length for piece in pieces)
+    table = b"".join([_PIECE.pack(*piece) for piece in pieces])
+    length = len(table) + sum([piece.length for piece in pieces])
     header = encode(
         Kind.DATA, transfer=transfer, pieces=len(pieces), length=length, extra=xxhash.xxh32_intdigest(table),
         value=digest(payloads),
@@ -140,8 +142,8 @@ def decode_table(header: Header, raw: memoryview) -> list[Piece]:
     """Raises FrameError when the table is damaged, or does not add up to the frame's length."""
     if xxhash.xxh32_intdigest(raw) != header.extra:
         raise FrameError("the peer sent a table of pieces that is damaged")
-    pieces = [Piece(SegmentKey(*entry[:3]), *entry[3:]) for entry in _PIECE.iter_unpack(raw)]
-    if sum(piece.length for piece in pieces) + len(raw) != header.length:
+    pieces = list(map(Piece._make, _PIECE.iter_unpack(raw)))
+    if sum([piece.length for piece in pieces]) + len(raw) != header.length:
         raise FrameError("the peer sent a table of pieces that does not add up")
     return pieces
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import SegmentRefused, TransferCancelled
-from prfaas_lab.transport.frames import Piece, Refusal
+from prfaas_lab.transport.frames import Key, Piece, Refusal
 from prfaas_lab.transport.limits import Limits
 
 Sink = Callable[[SegmentKey, int], memoryview]
@@ -39,15 +39,17 @@ class Carrier(Protocol):
         """The transfer is whole (no refusal) or over; tell the sender."""
 
 
-@dataclass(slots=True)
 class _Segment:
     """A segment of which a part has arrived or is arriving. Its pieces are named by their offset."""
 
-    destination: memoryview
-    arrived: dict[int, int] = field(default_factory=dict)
-    """Offset -> length."""
-    placing: dict[int, Carrier] = field(default_factory=dict)
-    arrived_bytes: int = 0
+    __slots__ = ("arrived", "arrived_bytes", "destination", "placing")
+
+    def __init__(self, destination: memoryview) -> None:
+        self.destination = destination
+        self.arrived: dict[int, int] = {}
+        """Offset -> length."""
+        self.placing: dict[int, Carrier] = {}
+        self.arrived_bytes = 0
 
     @property
     def has_no_overlap(self) -> bool:
@@ -68,8 +70,8 @@ class Incoming:
     ) -> None:  # fmt: skip
         self.transfer_id = transfer_id
         self._sink, self._limits, self._clock, self._forget = sink, limits, clock, forget
-        self._partial: dict[SegmentKey, _Segment] = {}
-        self._whole: set[SegmentKey] = set()
+        self._partial: dict[Key, _Segment] = {}
+        self._whole: set[Key] = set()
         self._expected: tuple[int, int] | None = None  # segments, bytes: known from FINISH
         self._ended = asyncio.Event()
         self._error: TransportError | None = None
@@ -123,8 +125,10 @@ class Incoming:
     def arrived(self, pieces: list[Piece], now: float) -> None:
         """A frame lies checked in its places."""
         self.progress_at = now
-        for key, total, offset, length in pieces:
-            segment = self._partial.get(key)
+        partial = self._partial
+        for layer, part, chunk, total, offset, length in pieces:
+            key = layer, part, chunk
+            segment = partial.get(key)
             if segment is None or offset in segment.arrived:
                 continue  # it came twice, or its segment has just turned out to overlap itself
             segment.placing.pop(offset, None)
@@ -143,7 +147,7 @@ class Incoming:
     def displaced(self, pieces: list[Piece]) -> None:
         """A frame will not arrive at its places, which are free again."""
         for piece in pieces:
-            if (segment := self._partial.get(piece.key)) is not None:
+            if (segment := self._partial.get(piece[:3])) is not None:
                 segment.placing.pop(piece.offset, None)
 
     def finished(self, segments: int, size_bytes: int, now: float) -> None:
@@ -170,26 +174,32 @@ class Incoming:
 
     # ------------------------------------------------------------------------------------------
 
-    def _place(self, carrier: Carrier, key: SegmentKey, total: int, offset: int, length: int) -> memoryview:
+    def _place(
+        self, carrier: Carrier, layer: int, part: int, chunk: int, total: int, offset: int, length: int
+    ) -> memoryview:
+        key = layer, part, chunk
         if key in self._whole:
             return self._again(length)
         segment = self._partial.get(key) or self._begin(key, total)
         size = len(segment.destination)
         if total != size or offset + length > size or (length == 0) != (size == 0):
-            raise SegmentRefused(f"{key}: bytes {offset}+{length} of {total} do not fit its {size}")
+            raise SegmentRefused(
+                f"{SegmentKey(*key)}: bytes {offset}+{length} of {total} do not fit its {size}"
+            )
         if offset in segment.arrived:
             return self._again(length)
         other = segment.placing.get(offset)
         if other is not None and other is not carrier:
             other.divert(refetch=True)  # two connections never write the same memory: the newer one does
         segment.placing[offset] = carrier
-        return segment.destination[offset : offset + length]
+        return segment.destination[offset : offset + length] if length < total else segment.destination
 
     def _again(self, length: int) -> memoryview:
         self.retried += 1
         return memoryview(bytearray(length))
 
-    def _begin(self, key: SegmentKey, total: int) -> _Segment:
+    def _begin(self, name: Key, total: int) -> _Segment:
+        key = SegmentKey(*name)
         if total > self._limits.max_segment_bytes:
             raise SegmentRefused(f"{key} has {total} bytes, the limit is {self._limits.max_segment_bytes}")
         if len(self._whole) + len(self._partial) >= self._limits.max_segments:
@@ -203,12 +213,12 @@ class Incoming:
             raise SegmentRefused(f"{where} does not belong to {self.transfer_id}: {error}") from error
         if len(destination) != total or destination.readonly:
             raise SegmentRefused(f"{key}: its place has {len(destination)} bytes, {total} are coming")
-        segment = self._partial[key] = _Segment(destination)
+        segment = self._partial[name] = _Segment(destination)
         return segment
 
-    def _complete(self, key: SegmentKey, segment: _Segment) -> None:
-        if not segment.has_no_overlap:
-            self.end(SegmentRefused(f"{key}: its pieces overlap"), Refusal.SEGMENT)
+    def _complete(self, key: Key, segment: _Segment) -> None:
+        if len(segment.arrived) > 1 and not segment.has_no_overlap:
+            self.end(SegmentRefused(f"{SegmentKey(*key)}: its pieces overlap"), Refusal.SEGMENT)
             return
         self._whole.add(key)
         del self._partial[key]

@@ -16,6 +16,7 @@ from prfaas_lab.transport.frames import (
     MAX_U16,
     MAX_U32,
     Bytes,
+    Key,
     Kind,
     Piece,
     encode,
@@ -84,9 +85,9 @@ class Outgoing:
         self._way, self._clock = way, clock
         self._weight, self._expected_bytes = weight, expected_bytes
         self._served_before = served
-        self._waiting: deque[tuple[SegmentKey, memoryview, int]] = deque()
+        self._waiting: deque[tuple[Key, memoryview, int]] = deque()
         self._again: deque[Frame] = deque()
-        self._keys: set[SegmentKey] = set()
+        self._keys: set[Key] = set()
         self._finish_due = False
         self._finish_at: float | None = None
         self._first_byte_at: float | None = None
@@ -103,11 +104,12 @@ class Outgoing:
         """Queue one segment. Raises what ended the transfer, if something has."""
         self._raise_if_failed()
         assert self._finish_at is None, "send after finish"
-        view = memoryview(data).cast("B")
-        if key in self._keys or not _fits(key, len(view)):
+        view = data if data.format == "B" and data.ndim == 1 else data.cast("B")
+        name = key.layer, key.part, key.chunk
+        if name in self._keys or not _fits(name, len(view)):
             raise ValueError(f"{key} of {len(view)} bytes was sent already, or is out of range")
-        self._keys.add(key)
-        self._waiting.append((key, view, 0))
+        self._keys.add(name)
+        self._waiting.append((name, view, 0))
         self.enqueued_bytes += len(view)
         self._way.ready(self)
 
@@ -242,7 +244,7 @@ class Outgoing:
                 self._waiting[0] = (key, view, offset + length)
             else:
                 self._waiting.popleft()
-            pieces.append(Piece(key, total, offset, length))
+            pieces.append(Piece(*key, total, offset, length))
             payloads.append(view if length == total else view[offset : offset + length])
             left -= length
         payload_bytes = limit_bytes - left
@@ -265,10 +267,6 @@ class Outgoing:
             raise self._error
 
 
-def _fits(key: SegmentKey, size_bytes: int) -> bool:
-    return (
-        0 <= key.layer <= MAX_U16
-        and 0 <= key.part <= MAX_U16
-        and 0 <= key.chunk <= MAX_U32
-        and size_bytes <= MAX_U32
-    )
+def _fits(key: Key, size_bytes: int) -> bool:
+    layer, part, chunk = key
+    return 0 <= layer <= MAX_U16 and 0 <= part <= MAX_U16 and 0 <= chunk <= MAX_U32 and size_bytes <= MAX_U32

@@ -95,6 +95,8 @@ class Route:
     # -- for the transfers ---------------------------------------------------------------------
 
     def ready(self, outgoing: Outgoing) -> None:
+        if outgoing.number in self._ready:
+            return  # a connection was woken for it, and wakes the next as long as there is more
         if not self._ready and not self._unacked_bytes:
             self._progress_at = self._loop.time()  # nobody was kept waiting until now
         self._ready[outgoing.number] = outgoing

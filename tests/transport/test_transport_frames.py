@@ -10,7 +10,6 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import FrameError
 from prfaas_lab.transport.frames import (
     HEADER_BYTES,
@@ -50,7 +49,7 @@ class Collector:
 
 
 def data_frame(*payloads: bytes) -> bytes:
-    pieces = [Piece(SegmentKey(1, 2, n), len(p), 0, len(p)) for n, p in enumerate(payloads)]
+    pieces = [Piece(1, 2, n, len(p), 0, len(p)) for n, p in enumerate(payloads)]
     return encode_data(7, pieces, payloads) + b"".join(payloads)
 
 
