@@ -8,7 +8,7 @@ import sys
 import typer
 
 from prfaas_lab import __version__
-from prfaas_lab.cli import files, machine, scenario
+from prfaas_lab.cli import files, machine, scenario, transfer
 from prfaas_lab.cli.plan import plan
 from prfaas_lab.errors import LabError, SpecError
 
@@ -30,6 +30,7 @@ app.command()(files.validate)
 app.command()(files.schema)
 app.command()(plan)
 app.command("link-test")(machine.link_test)
+app.command("transfer-bench")(transfer.transfer_bench)
 app.command()(machine.doctor)
 app.command()(machine.clean)
 
