@@ -12,6 +12,7 @@ from prfaas_lab.engine.executor import DecodeExecutor
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
 from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class _Sequence:
     output_tokens: int
     reserved_bytes: int
     incoming: IncomingCache | None
+    sampling: Sampling
     first_token: int = -1
     produced: int = 0
     gone: bool = False
@@ -36,6 +38,8 @@ class _Sequence:
 
     def give(self, token: int) -> None:
         self.produced += 1
+        if token in self.sampling.stop_ids:
+            self.output_tokens = self.produced
         self.ready.put_nowait(token)
 
     def fail(self, reason: Exception) -> None:
@@ -103,7 +107,9 @@ class DecodeEngine:
         """KVCache memory promised to requests that have not ended."""
         return sum(sequence.reserved_bytes for sequence in self._reserved.values())
 
-    def reserve(self, request_id: str, prompt_tokens: int, output_tokens: int) -> IncomingCache:
+    def reserve(
+        self, request_id: str, prompt_tokens: int, output_tokens: int, sampling: Sampling = GREEDY
+    ) -> IncomingCache:
         """Memory for a request's KVCache, held until its `generate` ends or `release`.
 
         Raises `EngineError` when the engine is closed or full, or the request is known already.
@@ -115,7 +121,11 @@ class DecodeEngine:
             raise EngineError(problem, where=request_id, remedy="send fewer or shorter requests")
         incoming = IncomingCache(self._executor.layout, prompt_tokens)
         self._reserved[request_id] = _Sequence(
-            request_id=request_id, output_tokens=output_tokens, reserved_bytes=size, incoming=incoming
+            request_id=request_id,
+            output_tokens=output_tokens,
+            reserved_bytes=size,
+            incoming=incoming,
+            sampling=sampling,
         )
         return incoming
 
@@ -129,7 +139,8 @@ class DecodeEngine:
     async def generate(
         self, request_id: str, first_token: int, on_restored: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[int, None]:
-        """The request's tokens: the first as soon as its cache is restored in the batch, then one a step.
+        """The request's tokens: the first as soon as its cache is restored in the batch, then one a step,
+        until there are enough or one of its stop ids came.
 
         Raises `EngineError` for an unknown request, an incomplete cache, a failed step or a closed
         engine. However it ends, the request's row and memory are free afterwards.
@@ -139,12 +150,14 @@ class DecodeEngine:
         try:
             self._waiting.append(sequence)
             self._wake.set()
-            for index in range(sequence.output_tokens):
+            taken = 0
+            while taken < sequence.output_tokens:
                 token = await sequence.ready.get()
                 if isinstance(token, Exception):
                     raise token
-                if index == 0:
+                if taken == 0:
                     on_restored()
+                taken += 1
                 self._tokens += 1
                 yield token
         finally:
@@ -209,7 +222,9 @@ class DecodeEngine:
         self._running[sequence.request_id] = sequence
         try:
             with self._busy:
-                await self._executor.join(sequence.request_id, incoming, sequence.first_token)
+                await self._executor.join(
+                    sequence.request_id, incoming, sequence.first_token, sequence.sampling
+                )
         except Exception as error:
             del self._running[sequence.request_id]
             sequence.fail(_failed("restoring the KVCache", sequence, error))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from prfaas_lab.model.buffers import IncomingCache
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 Emit = Callable[[SegmentKey, memoryview], None]
 """Takes a finished segment, on the event loop. The bytes stay valid as long as the view is held."""
@@ -20,9 +21,15 @@ class PrefillExecutor(Protocol):
     layout: CacheLayout
 
     async def prefill(
-        self, prompt: Sequence[int], emit: Emit, *, start_tokens: int = 0, cache: Any = None
+        self,
+        prompt: Sequence[int],
+        emit: Emit,
+        *,
+        start_tokens: int = 0,
+        cache: Any = None,
+        sampling: Sampling = GREEDY,
     ) -> int:
-        """Compute a prompt chunk by chunk; the first output token.
+        """Compute a prompt chunk by chunk; the first output token, chosen as `sampling` says.
 
         `cache` holds the first `start_tokens` already, a chunk boundary, and is extended in place.
         Every segment is emitted as soon as its layer has it, cached ones first, and all of them
@@ -38,8 +45,10 @@ class PrefillExecutor(Protocol):
 class DecodeExecutor(Protocol):
     layout: CacheLayout
 
-    async def join(self, request_id: str, incoming: IncomingCache, first_token: int) -> None:
-        """Restore a complete cache and take the sequence into the batch."""
+    async def join(
+        self, request_id: str, incoming: IncomingCache, first_token: int, sampling: Sampling = GREEDY
+    ) -> None:
+        """Restore a complete cache and take the sequence into the batch; `sampling` chooses on."""
         ...
 
     async def leave(self, request_id: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class PrefillJob:
     prompt: tuple[int, ...]
     start_tokens: int = 0
     cache: Any = None
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ class PrefillEngine:
         on_started()
         with self._busy:
             first_token = await self._executor.prefill(
-                job.prompt, emit, start_tokens=job.start_tokens, cache=job.cache
+                job.prompt, emit, start_tokens=job.start_tokens, cache=job.cache, sampling=job.sampling
             )
         computed_tokens = len(job.prompt) - job.start_tokens
         self._tokens += computed_tokens

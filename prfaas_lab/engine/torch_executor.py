@@ -23,6 +23,8 @@ from prfaas_lab.model.torch_batch import DecodeBatch
 from prfaas_lab.model.torch_build import one_thread
 from prfaas_lab.model.torch_cache import build_cache, chunk_segments, new_cache, state_segments
 from prfaas_lab.model.torch_reference import forward
+from prfaas_lab.model.torch_sampling import Sampler
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 Filter = Callable[[SegmentKey, memoryview], memoryview]
 
@@ -43,13 +45,19 @@ class TorchPrefill:
         self._handover: _Handover | None = None
 
     async def prefill(
-        self, prompt: Sequence[int], emit: Emit, *, start_tokens: int = 0, cache: DynamicCache | None = None
+        self,
+        prompt: Sequence[int],
+        emit: Emit,
+        *,
+        start_tokens: int = 0,
+        cache: DynamicCache | None = None,
+        sampling: Sampling = GREEDY,
     ) -> int:
         assert 0 <= start_tokens < len(prompt), "the last token of a prompt is always computed"
         assert (cache is not None) == (start_tokens > 0), "cached tokens come with their cache"
         cache = new_cache(self._model) if cache is None else cache
         self._handover = handover = _Handover(asyncio.get_running_loop(), emit, self._outgoing)
-        job = _Prefill(self._model, self._hooks, self.layout, tuple(prompt), cache, handover)
+        job = _Prefill(self._model, self._hooks, self.layout, tuple(prompt), cache, handover, sampling)
         try:
             first_token = await self._thread.run(lambda: job.compute(start_tokens))
         except Stopped:
@@ -76,10 +84,13 @@ class TorchDecode:
         self._batch = DecodeBatch(model, max_batch)
         self._thread = _Worker("decode")
 
-    async def join(self, request_id: str, incoming: IncomingCache, first_token: int) -> None:
+    async def join(
+        self, request_id: str, incoming: IncomingCache, first_token: int, sampling: Sampling = GREEDY
+    ) -> None:
         def restore() -> None:
             cache = build_cache(self._model, incoming)
-            self._batch.join(request_id, cache, incoming.tokens, first_token)
+            sampler = None if sampling.greedy else Sampler(sampling, drawn=1)
+            self._batch.join(request_id, cache, incoming.tokens, first_token, sampler)
 
         await self._thread.run(restore)
 
@@ -151,6 +162,7 @@ class _Prefill:
     prompt: tuple[int, ...]
     cache: DynamicCache
     handover: _Handover
+    sampling: Sampling
     span: tuple[int, int] = (0, 0)
 
     @torch.inference_mode()
@@ -165,7 +177,7 @@ class _Prefill:
             for span in chunk_spans(len(self.prompt), chunk_tokens, start=start_tokens):
                 self.span = span
                 logits = forward(self.model, self.cache, self.prompt[slice(*span)])
-        return int(logits.argmax())
+        return Sampler(self.sampling).pick(logits)
 
     def _export(self, layer: int) -> None:
         for key, segment in chunk_segments(self.cache, self.layout, layer, self.span):

@@ -13,6 +13,7 @@ from prfaas_lab.engine.corruption import Corruption
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
 from prfaas_lab.spec.topology import Spec
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 HANDOVER_LAYER = 0xFFFF
 HANDOVER_BYTES = 8
@@ -104,12 +105,14 @@ class PrefillOrder(Spec):
     output_tokens: int
     decode_host: str
     decode_port: int
+    sampling: Sampling = GREEDY
 
 
 class DecodeOrder(Spec):
     request_id: str
     prompt_tokens: int
     output_tokens: int
+    sampling: Sampling = GREEDY
 
 
 class VerifyOrder(Spec):

@@ -30,14 +30,19 @@ class Network(Protocol):
         ...
 
 
+OnToken = Callable[[int], bool | None]
+"""Called with each token as it comes. It may answer True: that was the last one wanted."""
+
+
 @dataclass(slots=True)
 class _Flight:
     """What is known of one request's hand-over; its two ends report separately."""
 
     request: Request
-    on_token: Callable[[int], None]
+    on_token: OnToken
     placement: Placement | None = None
     stage: str = "route"
+    stopped: bool = False
     tokens: list[int] = field(default_factory=list)
     sent: dict[str, Any] = field(default_factory=dict)
     received: dict[str, Any] = field(default_factory=dict)
@@ -62,13 +67,11 @@ class Service:
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._route, self._expected_bytes, self._ledger = route, expected_bytes, ledger
 
-    async def serve(
-        self, request: Request, on_token: Callable[[int], None] = lambda token: None
-    ) -> list[int] | None:
+    async def serve(self, request: Request, on_token: OnToken = lambda token: None) -> list[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
 
-        `on_token` is called with each token as it comes. Cancelled, it records the failure and frees
-        what the engines held.
+        Cancelled, it records the failure (the cancellation's message is the reason, if it has one) and
+        frees what the engines held.
         """
         ledger = self._ledger
         ledger.record(
@@ -86,10 +89,12 @@ class Service:
         except LabError as error:
             self._fail(flight, str(error))
             return None
-        except asyncio.CancelledError:
-            self._fail(flight, "given up: the run was stopped, or did not drain in time")
+        except asyncio.CancelledError as cancelled:
+            reason = str(cancelled) or "given up: the run was stopped, or did not drain in time"
+            self._fail(flight, reason)
             raise
-        ledger.record(ev.RequestFinished(at_s=ledger.now(), request_id=request.id))
+        why = "stop" if flight.stopped else "length"
+        ledger.record(ev.RequestFinished(at_s=ledger.now(), request_id=request.id, why=why))
         return flight.tokens
 
     def view(self) -> View:
@@ -131,7 +136,7 @@ class Service:
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
         self._hand_over(flight, placement)
-        if len(flight.tokens) != flight.request.output_tokens:
+        if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
             raise EngineError(
                 f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
             )
@@ -139,7 +144,10 @@ class Service:
     async def _decode(self, flight: _Flight, placement: Placement, reserved: asyncio.Event) -> None:
         request, engine = flight.request, self._engines[placement.decode]
         order = DecodeOrder(
-            request_id=request.id, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens
+            request_id=request.id,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            sampling=request.sampling,
         )
         async with AsyncExitStack() as stack:
             stack.enter_context(engine.holding(request.id, 0))
@@ -154,7 +162,8 @@ class Service:
                         flight.stage = "decode"
                         self._record_restored(request, engine, stage["at"])
                     case "token":
-                        self._record_token(flight, engine, stage["token"])
+                        if self._take_token(flight, engine, stage["token"]):
+                            return
 
     async def _prefill(self, flight: _Flight, placement: Placement) -> None:
         request, engine = flight.request, self._engines[placement.prefill]
@@ -165,6 +174,7 @@ class Service:
             output_tokens=request.output_tokens,
             decode_host=host,
             decode_port=port,
+            sampling=request.sampling,
         )
         async with AsyncExitStack() as stack:
             hold = stack.enter_context(engine.holding(request.id, request.prompt_tokens))
@@ -195,14 +205,16 @@ class Service:
         at_s = self._ledger.at(reading)
         self._ledger.record(ev.CacheRestored(at_s=at_s, request_id=request.id, engine=engine.name))
 
-    def _record_token(self, flight: _Flight, engine: Engine, token: int) -> None:
+    def _take_token(self, flight: _Flight, engine: Engine, token: int) -> bool:
+        """Pass it on; whether it is the last one wanted."""
         flight.tokens.append(token)
         self._ledger.record(
             ev.TokensEmitted(
                 at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=1
             )
         )
-        flight.on_token(token)
+        flight.stopped = flight.on_token(token) is True or token in flight.request.sampling.stop_ids
+        return flight.stopped
 
     def _hand_over(self, flight: _Flight, placement: Placement) -> None:
         """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""

@@ -115,7 +115,7 @@ class PrefillRole:
         async with StageStream(http) as stages:
             outgoing = await self._sender.open(order.request_id, (order.decode_host, order.decode_port))
             try:
-                job = PrefillJob(request_id=order.request_id, prompt=order.prompt)
+                job = PrefillJob(request_id=order.request_id, prompt=order.prompt, sampling=order.sampling)
                 result = await self._engine.run(job, outgoing.send)
                 token = result.first_token.to_bytes(HANDOVER_BYTES, "little")
                 outgoing.send(handover_key(), memoryview(token))
@@ -165,7 +165,9 @@ class DecodeRole:
     async def _decode(self, http: web.Request) -> web.StreamResponse:
         order = DecodeOrder.model_validate_json(await http.read())
         async with StageStream(http) as stages:
-            cache = self._engine.reserve(order.request_id, order.prompt_tokens, order.output_tokens)
+            cache = self._engine.reserve(
+                order.request_id, order.prompt_tokens, order.output_tokens, order.sampling
+            )
             try:
                 landing = _Landing(cache)
                 incoming = self._receiver.expect(order.request_id, landing.destination)

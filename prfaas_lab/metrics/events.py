@@ -130,7 +130,10 @@ class TokensEmitted(RequestEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFinished(RequestEvent):
-    """All output tokens were delivered."""
+    """All output tokens were delivered. `why` there are no more: `length` (as many as asked for), or
+    `stop` (a token or text that ends an output)."""
+
+    why: str = "length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,6 +121,7 @@ def _miscounted(record: RequestRecord) -> list[Violation]:
         faults.append(f"was submitted {record.submissions} times")
     if record.ends > 1:
         faults.append(f"ended {record.ends} times")
-    if record.outcome == "completed" and record.emitted_tokens != record.output_tokens:
+    fewest = 1 if record.finish == "stop" else record.output_tokens
+    if record.outcome == "completed" and not fewest <= record.emitted_tokens <= record.output_tokens:
         faults.append(f"completed with {record.emitted_tokens} of {record.output_tokens} tokens")
     return [Violation(kind="account", text=f"{record.id}: {fault}") for fault in faults]

@@ -56,6 +56,8 @@ class RequestRecord:
     received_bytes: int = 0
     retried_chunks: int = 0
 
+    finish: str = ""
+    """Why a completed output ended: `length` or `stop`."""
     failure_stage: str = ""
     failure_reason: str = ""
     verified: str | None = None
@@ -145,7 +147,7 @@ def _tokens(record: RequestRecord, event: ev.TokensEmitted) -> None:
 def _finished(record: RequestRecord, event: ev.RequestFinished) -> None:
     record.ends += 1
     if record.ends == 1:
-        record.ended_s, record.outcome = event.at_s, "completed"
+        record.ended_s, record.outcome, record.finish = event.at_s, "completed", event.why
 
 
 def _failed(record: RequestRecord, event: ev.RequestFailed) -> None:

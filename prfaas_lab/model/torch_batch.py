@@ -16,18 +16,20 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from prfaas_lab.model.torch_cache import adopt_state, new_cache, state_items
+from prfaas_lab.model.torch_sampling import Sampler
 
 _GRAIN_TOKENS = 256
 
 
 class DecodeBatch:
-    """Sequences by key; `step` extends each by one greedy token. One thread at a time."""
+    """Sequences by key; `step` extends each by one token, greedy or sampled. One thread at a time."""
 
     def __init__(self, model: PreTrainedModel, max_rows: int) -> None:
         self._model, self._max_rows = model, max_rows
         self._keys: list[Hashable] = []
         self._last: list[int] = []
         self._lengths: list[int] = []
+        self._samplers: list[Sampler | None] = []
         self._cache = new_cache(model)
         self._forget()
 
@@ -35,8 +37,16 @@ class DecodeBatch:
         return len(self._keys)
 
     @torch.inference_mode()
-    def join(self, key: Hashable, cache: DynamicCache, tokens: int, last_token: int) -> None:
-        """Add a sequence of `tokens` cached tokens, of which `last_token` is the yet uncached next."""
+    def join(
+        self,
+        key: Hashable,
+        cache: DynamicCache,
+        tokens: int,
+        last_token: int,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """Add a sequence of `tokens` cached tokens, of which `last_token` is the yet uncached next.
+        Without a sampler it is greedy."""
         assert key not in self._keys, f"{key} has joined already"
         assert len(self) < self._max_rows, "the batch is full"
         row = len(self)
@@ -46,6 +56,7 @@ class DecodeBatch:
         self._keys.append(key)
         self._lengths.append(tokens)
         self._last.append(last_token)
+        self._samplers.append(sampler)
 
     @torch.inference_mode()
     def leave(self, key: Hashable) -> None:
@@ -55,7 +66,7 @@ class DecodeBatch:
             for layer in self._cache.layers:
                 if isinstance(layer, _Rows | _States):
                     layer.move(last, row, self._lengths[last])
-        columns: tuple[list[Any], ...] = (self._keys, self._lengths, self._last)
+        columns: tuple[list[Any], ...] = (self._keys, self._lengths, self._last, self._samplers)
         for column in columns:
             column[row] = column[last]
             column.pop()
@@ -78,9 +89,17 @@ class DecodeBatch:
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        self._last = logits[:, -1].argmax(-1).tolist()
+        self._last = self._choose(logits[:, -1])
         self._lengths = [length + 1 for length in self._lengths]
         return dict(zip(self._keys, self._last, strict=True))
+
+    def _choose(self, logits: torch.Tensor) -> list[int]:
+        """The next token of every row of logits [rows, vocabulary]."""
+        tokens: list[int] = logits.argmax(-1).tolist()
+        for row, sampler in enumerate(self._samplers):
+            if sampler is not None:
+                tokens[row] = sampler.pick(logits[row])
+        return tokens
 
     def _forget(self) -> None:
         """Start with no memory; a batch that ran empty gives back what its longest sequence took."""

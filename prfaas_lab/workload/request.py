@@ -6,14 +6,35 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and which tokens end the output before its length does.
+
+    Temperature 0 is greedy, whatever the rest says. The same seed draws the same tokens.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt to be served. `arrival_s` counts from the workload's start; in a closed loop it is
-    None and the driver sends when a client is free."""
+    None and the driver sends when a client is free. `output_tokens` is the most it may get."""
 
     id: str
     arrival_s: float | None
     prompt: tuple[int, ...]
     output_tokens: int
+    sampling: Sampling = GREEDY
 
     @property
     def prompt_tokens(self) -> int:

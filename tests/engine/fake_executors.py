@@ -9,6 +9,7 @@ from typing import Any
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.model.buffers import IncomingCache, segment_keys
 from prfaas_lab.model.layout import CacheLayout, LayerLayout, Part
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 LAYOUT = CacheLayout(
     layers=(
@@ -42,7 +43,13 @@ class FakePrefill:
         self._clock = clock
 
     async def prefill(
-        self, prompt: Sequence[int], emit: Emit, *, start_tokens: int = 0, cache: Any = None
+        self,
+        prompt: Sequence[int],
+        emit: Emit,
+        *,
+        start_tokens: int = 0,
+        cache: Any = None,
+        sampling: Sampling = GREEDY,
     ) -> int:
         self.order.append(prompt[0])
         await self.proceed.wait()
@@ -72,7 +79,9 @@ class FakeDecode:
         self.join_failure: Exception | None = None
         self.step_failure: Exception | None = None
 
-    async def join(self, request_id: str, incoming: IncomingCache, first_token: int) -> None:
+    async def join(
+        self, request_id: str, incoming: IncomingCache, first_token: int, sampling: Sampling = GREEDY
+    ) -> None:
         assert incoming.complete
         assert request_id not in self.batch
         await asyncio.sleep(0)

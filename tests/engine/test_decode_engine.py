@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.errors import EngineError
 from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.workload.request import Sampling
 
 PATIENCE_S = 5
 
@@ -233,3 +234,21 @@ async def test_an_id_is_not_taken_again_while_its_first_sequence_still_decodes()
         executor.proceed.set()
         await settle()
         assert await answer(engine, "r", 2) == [10, 11]
+
+
+async def test_a_stop_id_ends_the_output_and_frees_the_row_for_the_next() -> None:
+    executor = FakeDecode()
+    async with decoding(executor, max_batch=1) as engine:
+        fill(engine.reserve("r", 100, 1000, Sampling(stop_ids=(13, 99))))
+        async with contextlib.aclosing(engine.generate("r", 10)) as tokens:
+            assert [token async for token in tokens] == [10, 11, 12, 13]
+        await settle()
+        assert executor.batch == {}
+        assert engine.reserved_bytes == 0
+
+
+async def test_a_stop_id_may_be_the_first_token() -> None:
+    async with decoding(FakeDecode()) as engine:
+        fill(engine.reserve("r", 100, 5, Sampling(stop_ids=(10,))))
+        async with contextlib.aclosing(engine.generate("r", 10)) as tokens:
+            assert [token async for token in tokens] == [10]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,9 +15,12 @@ from prfaas_lab.engine.corruption import Corruption, corruption_filter
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
 from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
+from prfaas_lab.model.buffers import chunk_spans
 from prfaas_lab.model.torch_build import lengthen_memory
-from prfaas_lab.model.torch_cache import layout_of
-from prfaas_lab.model.torch_reference import Reference, compare, generate
+from prfaas_lab.model.torch_cache import layout_of, new_cache
+from prfaas_lab.model.torch_reference import Reference, compare, forward, generate
+from prfaas_lab.model.torch_sampling import Sampler
+from prfaas_lab.workload.request import GREEDY, Sampling
 
 pytestmark = pytest.mark.model
 CHUNK = 128
@@ -30,6 +33,7 @@ PATIENCE_S = 60
 class Ask:
     prompt: tuple[int, ...]
     output_tokens: int
+    sampling: Sampling = GREEDY
 
     @classmethod
     def number(cls, number: int, tokens: int) -> Ask:
@@ -55,13 +59,15 @@ async def disaggregated(
 
 
 async def served(prefill: PrefillEngine, decode: DecodeEngine, request_id: str, ask: Ask) -> list[int]:
-    incoming = decode.reserve(request_id, len(ask.prompt), ask.output_tokens)
+    incoming = decode.reserve(request_id, len(ask.prompt), ask.output_tokens, ask.sampling)
 
     def emit(key, segment):  # type: ignore[no-untyped-def]
         incoming.destination(key, segment.nbytes)[:] = segment
         incoming.arrived(key)
 
-    result = await prefill.run(PrefillJob(request_id=request_id, prompt=ask.prompt), emit)
+    result = await prefill.run(
+        PrefillJob(request_id=request_id, prompt=ask.prompt, sampling=ask.sampling), emit
+    )
     assert incoming.complete
     async with contextlib.aclosing(decode.generate(request_id, result.first_token)) as tokens:
         return [token async for token in tokens]
@@ -138,3 +144,26 @@ async def test_other_hybrids_of_linear_and_full_attention_are_served_too(family:
     lengthen_memory(model, 0)
     asks = [Ask.number(i, tokens) for i, tokens in enumerate([1, 64, CHUNK + 1])]
     assert "mismatch" not in await outcomes(model, asks)
+
+
+async def test_sampled_tokens_are_those_that_one_process_draws_with_the_seed(model: PreTrainedModel) -> None:
+    samplings = [Sampling(temperature=1.0, top_p=0.9, seed=seed) for seed in range(4)]
+    asks = [
+        Ask(Ask.number(i, 65 * (i + 1)).prompt, 12, sampling)
+        for i, sampling in enumerate([*samplings, GREEDY])
+    ]
+    answers = await disaggregated(model, asks)
+    assert answers == [alone(model, ask) for ask in asks]
+    assert answers != await disaggregated(model, [replace(ask, sampling=GREEDY) for ask in asks])
+
+
+@torch.inference_mode()
+def alone(model: PreTrainedModel, ask: Ask) -> list[int]:
+    cache, sampler, tokens = new_cache(model), Sampler(ask.sampling), []
+    for first, end in chunk_spans(len(ask.prompt), CHUNK):
+        logits = forward(model, cache, ask.prompt[first:end])
+    while True:
+        tokens.append(sampler.pick(logits))
+        if len(tokens) == ask.output_tokens:
+            return tokens
+        logits = forward(model, cache, tokens[-1:])

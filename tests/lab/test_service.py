@@ -13,6 +13,7 @@ from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder
 from prfaas_lab.lab.service import Service
+from prfaas_lab.metrics.handover import violations
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router import DatacenterView, PathView, Plan, policy
 from prfaas_lab.workload.request import Request
@@ -110,6 +111,32 @@ async def test_a_served_request_gives_its_tokens_and_leaves_the_engines_idle() -
     assert (ledger.tally.completed, ledger.tally.failed, ledger.tally.in_flight) == (1, 0, 0)
     assert ledger.tally.requests["r"].prefill == "east-p0"
     assert idle(engines, script)
+
+
+async def test_a_caller_that_has_enough_ends_the_output_and_frees_the_engines() -> None:
+    script, got = ScriptedEngines(), []
+
+    def take(token: int) -> bool:
+        got.append(token)
+        return len(got) == 2
+
+    service, engines, ledger = deployment(script)
+    assert await service.serve(request(), take) == got == [0, 1]
+    record = ledger.tally.requests["r"]
+    assert (record.outcome, record.finish) == ("completed", "stop")
+    assert "account" not in [violation.kind for violation in violations(record)]
+    assert idle(engines, script)
+
+
+async def test_a_cancellations_message_is_the_reason_of_the_failure() -> None:
+    service, _, ledger = deployment(ScriptedEngines(hang_at="token"))
+    flight = asyncio.ensure_future(service.serve(request()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    flight.cancel("the client left")
+    with pytest.raises(asyncio.CancelledError):
+        await flight
+    assert ledger.tally.requests["r"].failure_reason == "the client left"
 
 
 async def test_the_plan_in_force_when_a_request_arrives_decides() -> None:
