@@ -89,7 +89,7 @@ class TorchDecode:
     ) -> None:
         def restore() -> None:
             cache = build_cache(self._model, incoming)
-            sampler = None if sampling.greedy else Sampler(sampling, drawn=1)
+            sampler = None if sampling.greedy else sampler_of(sampling, drawn=1)
             self._batch.join(request_id, cache, incoming.tokens, first_token, sampler)
 
         await self._thread.run(restore)
@@ -105,6 +105,10 @@ class TorchDecode:
 
     async def close(self) -> None:
         await self._thread.close()
+
+
+def sampler_of(sampling: Sampling, *, drawn: int = 0) -> Sampler:
+    return Sampler(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed, drawn=drawn)
 
 
 class _Worker:
@@ -177,7 +181,7 @@ class _Prefill:
             for span in chunk_spans(len(self.prompt), chunk_tokens, start=start_tokens):
                 self.span = span
                 logits = forward(self.model, self.cache, self.prompt[slice(*span)])
-        return Sampler(self.sampling).pick(logits)
+        return sampler_of(self.sampling).pick(logits)
 
     def _export(self, layer: int) -> None:
         for key, segment in chunk_segments(self.cache, self.layout, layer, self.span):

@@ -88,6 +88,7 @@ class Timeline:
         self._touched: dict[Direction, tuple[float, str]] = {}
         self._traffic: list[TrafficChange] = []
         self._events = events
+        self._interferences = itertools.count(len(events))
         for number, fluctuation in enumerate(fluctuations):
             self._begin(number, fluctuation, seed, base_dir)
         self._conditional = {number: event for number, event in enumerate(events) if event.at is None}
@@ -100,6 +101,18 @@ class Timeline:
     def waits(self) -> bool:
         """Whether an event still waits for something other than the time."""
         return bool(self._conditional)
+
+    def add(self, event: Event, now_s: float) -> None:
+        """Let an event happen now, whatever its trigger: somebody interferes with the run.
+
+        What is set for good is kept as one override, the last of all, so that interfering often costs
+        nothing.
+        """
+        self._directions(event)
+        number = (
+            next(self._interferences) if event.lasts is not None or event.outage is not None else _FOR_GOOD
+        )
+        self._at(now_s, self._start(number, event))
 
     def next_due(self) -> float:
         """When `advance` next has something to do by the clock alone; infinity for never again."""
@@ -124,9 +137,13 @@ class Timeline:
     def possible_shapes(self) -> Iterator[tuple[Direction, Shape]]:
         """What events may set, alone: for a shaper to refuse before the run starts."""
         for event in self._events:
+            yield from self.shapes_of(event)
+
+    def shapes_of(self, event: Event) -> Iterator[tuple[Direction, Shape]]:
+        """What one event sets, alone. Raises FabricError for a link or source that does not exist."""
+        for direction in self._directions(event):
             if event.set is not None:
-                for direction in self._directions(event):
-                    yield direction, dataclasses.replace(self._base[direction], **self._values(event.set))
+                yield direction, dataclasses.replace(self._base[direction], **self._values(event.set))
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -183,7 +200,8 @@ class Timeline:
         assert event.set is not None
         values, what = self._values(event.set), _words(event.set)
         for direction in self._directions(event):
-            self._overrides[direction][number] = values
+            earlier = self._overrides[direction].pop(number, {})
+            self._overrides[direction][number] = {**earlier, **values}
             self._touch(direction, due_s, what)
 
         def end(due_s: float) -> None:
@@ -263,6 +281,9 @@ class Timeline:
         ]
         return {name: getattr(shape, name) for name in names}
 
+
+_FOR_GOOD = -1
+"""The number of what was set by hand, for good."""
 
 _SHAPE_NAMES = {"rate": "rate_bps", "delay": "delay_s", "jitter": "jitter_s", "queue": "queue_bytes"}
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.cross_traffic import CrossTraffic
 from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.ownership import Ownership
@@ -13,8 +14,9 @@ from prfaas_lab.fabric.timeline import Change, Observed, ShapeChange, Timeline
 from prfaas_lab.fabric.timeline_player import TimelinePlayer
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.spec.scenario import Resolved
+from prfaas_lab.spec.scenario import Event, Resolved
 
+_BEFALL_TIMEOUT_S = 10.0
 _IN_FLIGHT_BYTES = 16 * 1024
 """More than acknowledgements and keep-alives within one sample: KVCache is on its way."""
 
@@ -26,6 +28,7 @@ class Conditions:
         self, fabric: Fabric, timeline: Timeline, traffic: CrossTraffic | None, ledger: Ledger
     ) -> None:
         self._fabric, self._traffic, self._ledger = fabric, traffic, ledger
+        self._timeline = timeline
         self._player = TimelinePlayer(timeline, apply=self._apply, report=self._report)
         self._started_s = 0.0
         self._seen = Observed()
@@ -58,12 +61,25 @@ class Conditions:
             if traffic is not None:
                 traffic.close()
 
-    async def run(self) -> None:
-        """From the workload's start, until nothing is left to come; cancel it when the run ends."""
+    async def befall(self, event: Event) -> None:
+        """Have an event happen now, whatever its trigger, while `run` runs; returns when it has taken
+        effect. Raises FabricError for what cannot be."""
+        if event.cross_traffic is not None:
+            raise FabricError(
+                "cross traffic cannot be added to a running network", remedy="name it in events:"
+            )
+        for direction, shape in self._timeline.shapes_of(event):
+            self._fabric.check(*direction, shape)
+        async with asyncio.timeout(_BEFALL_TIMEOUT_S):
+            await self._player.befall(event)
+
+    async def run(self, *, endless: bool = False) -> None:
+        """From the workload's start, until nothing is left to come, and `endless` for what may still
+        `befall`; cancel it when the run ends."""
         unsubscribe = self._ledger.subscribe(self._observe)
         try:
             self._started_s = self._ledger.now()
-            await self._player.play(asyncio.get_running_loop().time())
+            await self._player.play(asyncio.get_running_loop().time(), endless=endless)
         finally:
             unsubscribe()
 

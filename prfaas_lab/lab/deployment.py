@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prfaas_lab.engine.corruption import Corruption
 from prfaas_lab.errors import FabricError
@@ -43,6 +43,7 @@ class Options:
     """What is asked of a run beyond its scenario."""
 
     out: Path
+    mode: Literal["emulate", "serve"] = "emulate"
     shaper: str = "auto"
     allow_unfaithful: bool = False
     corrupt: Corruption | None = None
@@ -57,6 +58,7 @@ class Deployment:
     fabric: Fabric
     engines: dict[str, Engine]
     service: Service
+    ledger: Ledger
     conditions: Conditions
     model: ModelReady
     start_verifier: Callable[[int], Awaitable[tuple[str, str]]]
@@ -89,7 +91,7 @@ def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[F
         )
         ledger.record(
             run_started(
-                resolved, at_s=ledger.now(), mode="emulate", shaper=fabric.shaper, versions=versions()
+                resolved, at_s=ledger.now(), mode=options.mode, shaper=fabric.shaper, versions=versions()
             )
         )
         conditions = stack.enter_context(Conditions.opened(resolved, fabric, ownership, ledger))
@@ -131,6 +133,7 @@ class Foundation:
                 fabric=self.fabric,
                 engines=self.engines,
                 service=self._service(route, model),
+                ledger=self.ledger,
                 conditions=self.conditions,
                 model=model,
                 start_verifier=self._start_verifier,

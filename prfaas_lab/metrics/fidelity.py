@@ -120,7 +120,7 @@ def _bunched_tokens(tally: Tally) -> Iterator[str]:
     """On a starved machine several steps' tokens reach the client together. In virtual time nothing
     is starved."""
     share = tally.bunched_fraction
-    if tally.run and tally.run.mode == "emulate" and share is not None and share > BUNCHED_FRACTION:
+    if tally.run and tally.run.mode != "simulate" and share is not None and share > BUNCHED_FRACTION:
         yield (
             f"{share:.0%} of the tokens reached the client together with the one before (tolerance"
             f" {BUNCHED_FRACTION:.0%}), which distorts TPOT and ITL"
@@ -138,7 +138,7 @@ def _links_off_spec(tally: Tally) -> Iterator[str]:
                 f" {format_rate(carried / seconds)} where {format_rate(direction.most_bits / seconds)}"
                 " was configured"
             )
-    if tally.run and tally.run.mode == "emulate":
+    if tally.run and tally.run.mode != "simulate":
         for name, *ends in tally.run.links:
             for source in ends:
                 known = tally.directions.get((name, source))

@@ -14,12 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from prfaas_lab.engine.corruption import Corruption, corruption_filter
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
-from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
+from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill, sampler_of
 from prfaas_lab.model.buffers import chunk_spans
 from prfaas_lab.model.torch_build import lengthen_memory
 from prfaas_lab.model.torch_cache import layout_of, new_cache
 from prfaas_lab.model.torch_reference import Reference, compare, forward, generate
-from prfaas_lab.model.torch_sampling import Sampler
 from prfaas_lab.workload.request import GREEDY, Sampling
 
 pytestmark = pytest.mark.model
@@ -159,7 +158,7 @@ async def test_sampled_tokens_are_those_that_one_process_draws_with_the_seed(mod
 
 @torch.inference_mode()
 def alone(model: PreTrainedModel, ask: Ask) -> list[int]:
-    cache, sampler, tokens = new_cache(model), Sampler(ask.sampling), []
+    cache, sampler, tokens = new_cache(model), sampler_of(ask.sampling), []
     for first, end in chunk_spans(len(ask.prompt), CHUNK):
         logits = forward(model, cache, ask.prompt[first:end])
     while True:

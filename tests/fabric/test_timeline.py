@@ -151,6 +151,24 @@ def test_what_changes_nothing_is_not_a_change() -> None:
     assert len(play(timeline(fluctuations=[flat]), 10.0)) == 1
 
 
+def test_what_is_set_by_hand_holds_over_everything_and_the_last_word_per_key_counts() -> None:
+    line = timeline(fluctuations=[STEPS])
+    line.advance(0.0)
+    line.add(event(at=0, set={"rate": "30Mbit"}), 1.0)
+    line.add(event(at=0, set={"delay": "5ms"}), 1.5)
+    line.add(event(at=0, set={"rate": "20Mbit"}), 2.5)
+    changes = play(line, 10.0)
+    assert rates_in_time(changes) == [(1.0, 30e6), (1.5, 30e6), (2.5, 20e6)]
+    assert changes[-1].shape.delay_s == 0.005
+
+
+def test_an_outage_by_hand_ends_by_itself() -> None:
+    line = timeline()
+    line.advance(0.0)
+    line.add(event(at=0, outage="2s"), 3.0)
+    assert rates_in_time(play(line, 10.0)) == [(3.0, 0.0), (5.0, 100e6)]
+
+
 def test_a_link_that_does_not_exist_is_said_with_those_that_do() -> None:
     with pytest.raises(FabricError, match="no such direction") as caught:
         timeline(events=[event(link="lan", at="1s", outage="1s")])
@@ -232,3 +250,25 @@ def test_the_player_reacts_at_once_to_what_it_is_told() -> None:
     line = timeline(events=[event(after_requests=2, outage="1s")])
     reports = run_virtually(line, change_takes_s=0.0, requests=[3.0, 4.5, 6.0])
     assert reports == [(pytest.approx(4.5), pytest.approx(4.5)), (pytest.approx(5.5), pytest.approx(5.5))]
+
+
+def test_a_player_without_end_makes_what_befalls_and_tells_when_it_has() -> None:
+    made: list[tuple[float, float | None]] = []
+
+    async def apply(change: Change) -> float:
+        await asyncio.sleep(0.25)
+        assert isinstance(change, ShapeChange)
+        made.append((asyncio.get_running_loop().time(), change.shape.rate_bps))
+        return asyncio.get_running_loop().time()
+
+    async def interfere() -> None:
+        loop = asyncio.get_running_loop()
+        player = TimelinePlayer(timeline(), apply=apply, report=lambda change, at_s: None)
+        playing = asyncio.create_task(player.play(loop.time(), endless=True))
+        await asyncio.sleep(3)
+        await player.befall(event(at=0, set={"rate": "20Mbit"}))
+        assert made == [(loop.time(), 20e6)] == [(3.25, 20e6)]
+        playing.cancel()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(interfere())
