@@ -1,11 +1,13 @@
 # Sourced by the scripts here: makes .venv on first use, or after pyproject.toml or constraints.txt changed.
-# A start that finds it up to date costs one checksum. Set PYTHON to choose the interpreter (3.11 or newer).
+# A start that finds it up to date costs one checksum. Set PYTHON to choose the interpreter (3.11 or newer), and
+# PRFAAS_LAB_ENV=emulation for all but the model (no torch), where `scripts/test --emulation` is what one wants.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-environment_mark() { cat "$root/pyproject.toml" "$root/constraints.txt" | sha256sum | cut -d' ' -f1; }
+kind=${PRFAAS_LAB_ENV:-full}
+environment_mark() { (echo "$kind"; cat "$root/pyproject.toml" "$root/constraints.txt") | sha256sum | cut -d' ' -f1; }
 
 environment_python() {
     local candidate
@@ -38,11 +40,19 @@ environment_progress() {
 environment_install() {
     local python log=$root/.venv.log
     python=$(environment_python) || return 1
-    echo "prfaas-lab: first use: making .venv (some minutes and 2 GB; log: .venv.log)" >&2
+    echo "prfaas-lab: first use: making .venv ($kind; some minutes and up to 2 GB; log: .venv.log)" >&2
     (
         set -e
         [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-        "$venv/bin/pip" install -c "$root/constraints.txt" -e "$root[test]"
+        case $kind in
+        full) "$venv/bin/pip" install -c "$root/constraints.txt" -e "$root[test]" ;;
+        emulation)
+            "$python" "$root/scripts/requirements.py" emulation |
+                "$venv/bin/pip" install --no-compile -c "$root/constraints.txt" -r /dev/stdin
+            "$venv/bin/pip" install --no-deps --no-build-isolation -e "$root"
+            ;;
+        *) echo "PRFAAS_LAB_ENV is '$kind': use full or emulation" && exit 1 ;;
+        esac
     ) >"$log" 2>&1 &
     local pid=$!
     trap 'kill $pid 2>/dev/null; exit 130' INT TERM
