@@ -7,11 +7,11 @@ import socket
 import struct
 
 from prfaas_lab.fabric.namespaces import open_netns
-from prfaas_lab.fabric.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute, attributes, nested
+from prfaas_lab.fabric.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute, nested
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_NEWROUTE = 20, 24
-IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_GSO_MAX_SEGS = 3, 4, 10, 18, 28, 40
+IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_GSO_MAX_SEGS = 3, 10, 18, 28, 40
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 5, 7, 15
@@ -59,21 +59,12 @@ def send_single_packets(netlink: Netlink, name: str) -> None:
     netlink.request(RTM_NEWLINK, 0, body, f"turn off segmentation offload of {name}")
 
 
-def delete_link(netlink: Netlink, name: str) -> None:
-    netlink.request(RTM_DELLINK, 0, _link_header(index_of(netlink, name)), f"remove {name}")
-
-
 def index_of(netlink: Netlink, name: str) -> int:
     """The kernel's number of an interface."""
     if name == "lo":
         return 1
     reply = netlink.request(RTM_GETLINK, 0, _link_header() + attribute(IFLA_IFNAME, name), f"look up {name}")
     return int(struct.unpack_from("=i", reply[0], 4)[0])
-
-
-def mtu_of(netlink: Netlink, name: str) -> int:
-    reply = netlink.request(RTM_GETLINK, 0, _link_header() + attribute(IFLA_IFNAME, name), f"look up {name}")
-    return int(struct.unpack("=I", attributes(reply[0], 16)[IFLA_MTU])[0])
 
 
 def add_address(netlink: Netlink, name: str, address: str) -> None:

@@ -26,7 +26,7 @@ from prfaas_lab.fabric.netlink import (
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.spec.topology import GilbertElliott
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTCLASS = 36, 37, 38, 40
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTCLASS = 36, 38, 40
 TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
 TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
 NETEM_CORR, NETEM_DIST, NETEM_REORDER, NETEM_CORRUPT, NETEM_LOSS, NETEM_RATE = 1, 2, 3, 4, 5, 6
@@ -56,7 +56,6 @@ class QueueStats:
     packets_total: int
     dropped_total: int
     backlog_bytes: int
-    backlog_packets: int
 
 
 def add_netem(netlink: Netlink, interface: int, handle: int, shape: Shape, *, parent: int = ROOT) -> None:
@@ -108,7 +107,7 @@ def queue_stats(netlink: Netlink) -> Iterator[QueueStats]:
         if TCA_STATS_BASIC not in stats or TCA_STATS_QUEUE not in stats:
             continue
         carried, packets = struct.unpack_from("=QI", stats[TCA_STATS_BASIC])
-        waiting, backlog, drops = struct.unpack_from("=III", stats[TCA_STATS_QUEUE])
+        _, backlog, drops = struct.unpack_from("=III", stats[TCA_STATS_QUEUE])
         yield QueueStats(
             interface=interface,
             handle=handle,
@@ -117,7 +116,6 @@ def queue_stats(netlink: Netlink) -> Iterator[QueueStats]:
             packets_total=packets,
             dropped_total=drops,
             backlog_bytes=backlog,
-            backlog_packets=waiting,
         )
 
 
