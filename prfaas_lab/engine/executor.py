@@ -6,8 +6,8 @@ hardware profile). All methods are called from the event loop, one at a time per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 from prfaas_lab.model.buffers import IncomingCache
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
@@ -25,15 +25,17 @@ class PrefillExecutor(Protocol):
         prompt: Sequence[int],
         emit: Emit,
         *,
-        start_tokens: int = 0,
-        cache: Any = None,
         sampling: Sampling = GREEDY,
+        cached: IncomingCache | None = None,
+        snapshots: Collection[int] = (),
     ) -> int:
         """Compute a prompt chunk by chunk; the first output token, chosen as `sampling` says.
 
-        `cache` holds the first `start_tokens` already, a chunk boundary, and is extended in place.
+        `cached` is complete for the prompt's beginning up to a chunk boundary; it is used up.
         Every segment is emitted as soon as its layer has it, cached ones first, and all of them
-        before this returns. When cancelled, or when `emit` raises, computing stops at the next layer.
+        before this returns. At the chunk boundaries `snapshots`, beyond what is cached, the states
+        are emitted too: under the chunk that ends there. When cancelled, or when `emit` raises,
+        computing stops at the next layer.
         """
         ...
 

@@ -5,31 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
+from prfaas_lab.engine.prefix_cache import Computed, PrefixCache
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
+from prfaas_lab.kvcache import Prompt
 from prfaas_lab.workload.request import GREEDY, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillJob:
-    """A prompt, and what of it is cached: `cache` is the executor's own kind, holding `start_tokens`."""
+    """A prompt, and the names of its blocks where it may be found in, and kept by, a prefix cache."""
 
     request_id: str
     prompt: tuple[int, ...]
-    start_tokens: int = 0
-    cache: Any = None
     sampling: Sampling = GREEDY
+    blocks: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillResult:
-    """Times are on the engine's clock."""
+    """Times are on the engine's clock. The prompt's tokens are cached or computed."""
 
     first_token: int
     computed_tokens: int
+    cached_tokens: int
     started_at: float
     finished_at: float
 
@@ -37,8 +38,15 @@ class PrefillResult:
 class PrefillEngine:
     """First come, first served. Close it with `async with`; cancel a job by cancelling its `run`."""
 
-    def __init__(self, executor: PrefillExecutor, *, max_queue: int, clock: Callable[[], float]) -> None:
-        self._executor, self._max_queue, self._clock = executor, max_queue, clock
+    def __init__(
+        self,
+        executor: PrefillExecutor,
+        *,
+        max_queue: int,
+        clock: Callable[[], float],
+        cache: PrefixCache | None = None,
+    ) -> None:
+        self._executor, self._max_queue, self._clock, self.cache = executor, max_queue, clock, cache
         self._turn = asyncio.Lock()
         self._queued = 0
         self._busy = BusyMeter(clock)
@@ -90,14 +98,30 @@ class PrefillEngine:
         started_at = self._clock()
         on_started()
         with self._busy:
-            first_token = await self._executor.prefill(
-                job.prompt, emit, start_tokens=job.start_tokens, cache=job.cache, sampling=job.sampling
-            )
-        computed_tokens = len(job.prompt) - job.start_tokens
+            first_token, cached_tokens = await self._prefill(job, emit)
+        computed_tokens = len(job.prompt) - cached_tokens
         self._tokens += computed_tokens
         return PrefillResult(
             first_token=first_token,
             computed_tokens=computed_tokens,
+            cached_tokens=cached_tokens,
             started_at=started_at,
             finished_at=self._clock(),
         )
+
+    async def _prefill(self, job: PrefillJob, emit: Emit) -> tuple[int, int]:
+        """The first token, and how much of the prompt was found cached.
+
+        The cache is asked now and not when the job came: those before it in line have filled it since.
+        """
+        if self.cache is None or job.blocks is None:
+            return await self._executor.prefill(job.prompt, emit, sampling=job.sampling), 0
+        cached = self.cache.load(job.blocks)
+        cached_tokens = 0 if cached is None else cached.tokens
+        wanted = self.cache.snapshots_for(job.blocks)
+        computed = Computed(self._executor.layout, len(job.prompt), cached_tokens, emit)
+        first_token = await self._executor.prefill(
+            job.prompt, computed.emit, cached=cached, snapshots=wanted, sampling=job.sampling
+        )
+        self.cache.keep(job.blocks, computed)
+        return first_token, cached_tokens

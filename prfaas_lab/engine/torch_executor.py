@@ -7,9 +7,9 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -49,17 +49,24 @@ class TorchPrefill:
         prompt: Sequence[int],
         emit: Emit,
         *,
-        start_tokens: int = 0,
-        cache: DynamicCache | None = None,
         sampling: Sampling = GREEDY,
+        cached: IncomingCache | None = None,
+        snapshots: Collection[int] = (),
     ) -> int:
-        assert 0 <= start_tokens < len(prompt), "the last token of a prompt is always computed"
-        assert (cache is not None) == (start_tokens > 0), "cached tokens come with their cache"
-        cache = new_cache(self._model) if cache is None else cache
+        assert cached is None or cached.tokens < len(prompt), "the last token of a prompt is always computed"
         self._handover = handover = _Handover(asyncio.get_running_loop(), emit, self._outgoing)
-        job = _Prefill(self._model, self._hooks, self.layout, tuple(prompt), cache, handover, sampling)
+        job = _Prefill(
+            self._model,
+            self._hooks,
+            self.layout,
+            tuple(prompt),
+            cached,
+            frozenset(snapshots),
+            handover,
+            sampling,
+        )
         try:
-            first_token = await self._thread.run(lambda: job.compute(start_tokens))
+            first_token = await self._thread.run(job.compute)
         except Stopped:
             raise handover.failure or EngineError("the prefill engine was closed") from None
         finally:
@@ -164,14 +171,18 @@ class _Prefill:
     hooks: _LayerHooks
     layout: CacheLayout
     prompt: tuple[int, ...]
-    cache: DynamicCache
+    cached: IncomingCache | None
+    snapshots: frozenset[int]
     handover: _Handover
     sampling: Sampling
+    cache: DynamicCache = field(init=False)
     span: tuple[int, int] = (0, 0)
 
     @torch.inference_mode()
-    def compute(self, start_tokens: int) -> int:
+    def compute(self) -> int:
         chunk_tokens = self.layout.chunk_tokens
+        start_tokens = 0 if self.cached is None else self.cached.tokens
+        self.cache = new_cache(self.model) if self.cached is None else build_cache(self.model, self.cached)
         for span in chunk_spans(start_tokens, chunk_tokens):
             self.span = span
             for layer in range(len(self.layout.layers)):
@@ -186,8 +197,9 @@ class _Prefill:
     def _export(self, layer: int) -> None:
         for key, segment in chunk_segments(self.cache, self.layout, layer, self.span):
             self.handover.put(key, segment)
-        if self.span[1] == len(self.prompt):
-            for key, segment in state_segments(self.cache, self.layout, layer, len(self.prompt)):
+        end = self.span[1]
+        if end == len(self.prompt) or end in self.snapshots:
+            for key, segment in state_segments(self.cache, self.layout, layer, end):
                 self.handover.put(key, segment)
 
 

@@ -120,6 +120,15 @@ class Pool:
         usable = self._index.usable(path, prompt.reusable_blocks) * width
         return Inserted(blocks=len(added), snapshots=len(taken), usable_tokens=usable)
 
+    def discard(self, prompt: Prompt, first_token: int, *, snapshot: bool) -> None:
+        """Forget the block that begins at `first_token`, whose bytes are not what was put in, with all
+        that builds on it; or only the snapshot at its end. Nothing of it may be leased."""
+        path = self._walk(prompt)
+        depth = first_token // self.geometry.block_tokens
+        item = (path[depth].snapshot if snapshot else path[depth].kv) if depth < len(path) else None
+        if item is not None:
+            self._space.drop_damaged(item)
+
     def stage(self, payload: Payload, size_bytes: int) -> Transfer:
         """Take the bytes of a transfer in transit onto the budget.
 

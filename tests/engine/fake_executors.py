@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.model.buffers import IncomingCache, segment_keys
-from prfaas_lab.model.layout import CacheLayout, LayerLayout, Part
+from prfaas_lab.model.layout import CacheLayout, LayerLayout, Part, SegmentKey
 from prfaas_lab.workload.request import GREEDY, Sampling
 
 LAYOUT = CacheLayout(
@@ -47,9 +46,9 @@ class FakePrefill:
         prompt: Sequence[int],
         emit: Emit,
         *,
-        start_tokens: int = 0,
-        cache: Any = None,
         sampling: Sampling = GREEDY,
+        cached: IncomingCache | None = None,
+        snapshots: Collection[int] = (),
     ) -> int:
         self.order.append(prompt[0])
         await self.proceed.wait()
@@ -58,6 +57,8 @@ class FakePrefill:
             raise self.failure
         for key in segment_keys(self.layout, len(prompt)):
             emit(key, memoryview(bytes(self.layout.segment_bytes(key, len(prompt)))))
+        for boundary in snapshots:
+            emit(SegmentKey(0, 0, boundary // self.layout.chunk_tokens - 1), memoryview(bytes(8)))
         return len(prompt)
 
     async def close(self) -> None:

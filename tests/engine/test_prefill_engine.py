@@ -8,7 +8,9 @@ import pytest
 from fake_executors import LAYOUT, Clock, FakePrefill
 
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
+from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.errors import EngineError
+from prfaas_lab.kvcache import hash_prompt
 from prfaas_lab.model.buffers import segment_keys
 from prfaas_lab.model.layout import SegmentKey
 
@@ -57,10 +59,14 @@ async def test_a_result_tells_when_computing_began_and_ended_and_what_it_gave() 
 async def test_only_uncached_tokens_count_as_computed() -> None:
     executor = FakePrefill(Clock())
     executor.proceed.set()
-    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine:
-        cached = PrefillJob(request_id="r", prompt=(1,) * 100, start_tokens=64, cache=object())
-        assert (await engine.run(cached, ignore)).computed_tokens == 36
-        assert engine.stats.tokens_total == 36
+    cache = PrefixCache.of(LAYOUT, 10_000, resumable=True, snapshot_every=64)
+    named = hash_prompt((1,) * 100, block_tokens=64, namespace=b"test")
+    job = PrefillJob(request_id="r", prompt=(1,) * 100, blocks=named)
+    async with PrefillEngine(executor, max_queue=8, clock=Clock(), cache=cache) as engine:
+        first, second = await engine.run(job, ignore), await engine.run(job, ignore)
+        assert (first.computed_tokens, first.cached_tokens) == (100, 0)
+        assert (second.computed_tokens, second.cached_tokens) == (36, 64)
+        assert engine.stats.tokens_total == 136
 
 
 async def test_a_prompt_beyond_the_queue_is_refused_at_once() -> None:

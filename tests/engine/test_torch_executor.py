@@ -15,8 +15,8 @@ from prfaas_lab.engine.torch_executor import TorchPrefill
 from prfaas_lab.errors import EngineError
 from prfaas_lab.model.buffers import segment_keys
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.model.torch_cache import layout_of, new_cache
-from prfaas_lab.model.torch_reference import forward, generate
+from prfaas_lab.model.torch_cache import layout_of
+from prfaas_lab.model.torch_reference import generate
 
 pytestmark = pytest.mark.model
 CHUNK = 64
@@ -52,29 +52,6 @@ async def test_the_loop_goes_on_while_the_model_computes(qwen: PreTrainedModel) 
         await asyncio.sleep(0)
     await executor.close()
     assert len(seen) > 10, "segments came in a lump after computing"
-
-
-async def test_prefill_from_a_cached_prefix_gives_the_same_bytes_and_token(model: PreTrainedModel) -> None:
-    import torch
-
-    layout = layout_of(model, CHUNK)
-    executor = TorchPrefill(model, layout)
-    whole: dict[SegmentKey, bytes] = {}
-    reused: dict[SegmentKey, bytes] = {}
-    token = await executor.prefill(PROMPT, lambda key, segment: whole.update({key: bytes(segment)}))
-    cache = new_cache(model)
-    with torch.inference_mode():
-        for first in (0, CHUNK, 2 * CHUNK):
-            forward(model, cache, PROMPT[first : first + CHUNK])
-    again = await executor.prefill(
-        PROMPT,
-        lambda key, segment: reused.update({key: bytes(segment)}),
-        start_tokens=3 * CHUNK,
-        cache=cache,
-    )
-    await executor.close()
-    assert again == token
-    assert reused == whole
 
 
 async def test_an_emit_that_fails_ends_the_prefill_with_its_error(qwen: PreTrainedModel) -> None:

@@ -1,0 +1,165 @@
+"""An engine's share of the prefix cache: segments of KVCache kept in a pool, checked, and found again.
+
+What is kept are the very segments that cross the wire, so that nothing is converted on the way in or
+out. A block holds the growing segments of one prefill chunk, a snapshot the states at a chunk boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import xxhash
+
+from prfaas_lab.engine.executor import Emit
+from prfaas_lab.kvcache import Geometry, Pool, Prompt
+from prfaas_lab.model.buffers import IncomingCache, chunk_spans
+from prfaas_lab.model.layout import CacheLayout, SegmentKey
+
+Segment = tuple[SegmentKey, memoryview]
+
+
+class Kept:
+    """The payload of a block or a snapshot, and a checksum of what it was when it was taken in."""
+
+    __slots__ = ("_digest", "segments")
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self._digest = self._checksum()
+
+    @property
+    def intact(self) -> bool:
+        return self._checksum() == self._digest
+
+    def _checksum(self) -> int:
+        digest = xxhash.xxh3_64()
+        for _, segment in self.segments:
+            digest.update(segment)
+        return digest.intdigest()
+
+
+class PrefixCache:
+    """One engine's pool. Lookups copy out, so nothing stays pinned while a prompt waits or computes.
+
+    A pool of geometry without snapshots serves a decode engine: it need never resume, only know the
+    tokens whose KVCache need not be sent to it again.
+    """
+
+    def __init__(self, layout: CacheLayout, pool: Pool) -> None:
+        assert pool.geometry.block_tokens == layout.chunk_tokens, "a block is one chunk"
+        self.layout, self.pool = layout, pool
+
+    @classmethod
+    def of(
+        cls, layout: CacheLayout, budget_bytes: int, *, resumable: bool, snapshot_every: int
+    ) -> PrefixCache:
+        """A pool of so many bytes, with snapshots to resume from or without."""
+        whole = Geometry.of(layout)
+        geometry = Geometry(
+            block_tokens=whole.block_tokens,
+            block_bytes=whole.block_bytes,
+            snapshot_bytes=whole.snapshot_bytes if resumable else 0,
+        )
+        return cls(layout, Pool(geometry, budget_bytes, snapshot_every_tokens=snapshot_every))
+
+    def load(self, prompt: Prompt) -> IncomingCache | None:
+        """The longest prefix of `prompt` that can be resumed from, complete; None when nothing is held."""
+        while True:
+            with self.pool.acquire(prompt) as lease:
+                tokens = lease.tokens
+                held: list[Kept] = [*lease.blocks, lease.snapshot] if lease.snapshot else list(lease.blocks)
+            if tokens == 0:
+                return None
+            if self._drop_damaged(prompt, held, tokens):
+                continue
+            cache = IncomingCache(self.layout, tokens)
+            for kept in held:
+                _copy(kept, cache)
+            return cache
+
+    def fill(self, prompt: Prompt, incoming: IncomingCache) -> int:
+        """Copy what is held of a prompt's growing cache into its reservation; how many tokens that is."""
+        while True:
+            with self.pool.acquire(prompt) as lease:
+                tokens, held = lease.tokens, list(lease.blocks)
+            if not self._drop_damaged(prompt, held, tokens):
+                break
+        for kept in held:
+            _copy(kept, incoming)
+        return tokens
+
+    def snapshots_for(self, prompt: Prompt) -> tuple[int, ...]:
+        """The boundaries, in tokens, whose state is worth keeping when `prompt` is prefilled."""
+        return self.pool.wanted_snapshots(prompt)
+
+    def keep(self, prompt: Prompt, computed: Computed) -> None:
+        """Take in what a prefill computed."""
+        self.pool.insert(prompt, _kept(computed.blocks), _kept(computed.snapshots))
+
+    def keep_received(self, prompt: Prompt, cache: IncomingCache) -> None:
+        """Take in the complete blocks of a cache that was received; its memory stays the caller's."""
+        held = self.pool.match(prompt).known_tokens
+        blocks = {}
+        for first, end in chunk_spans(cache.tokens, self.layout.chunk_tokens, start=held):
+            if end - first == self.layout.chunk_tokens:
+                blocks[first] = _block_of(cache, first)
+        self.pool.insert(prompt, _kept(blocks), {})
+
+    def _drop_damaged(self, prompt: Prompt, held: list[Kept], tokens: int) -> bool:
+        """Forget the first payload that is not what was taken in, and what builds on it."""
+        for number, kept in enumerate(held):
+            if not kept.intact:
+                is_snapshot = number * self.layout.chunk_tokens == tokens
+                first = (
+                    tokens - self.layout.chunk_tokens if is_snapshot else number * self.layout.chunk_tokens
+                )
+                self.pool.discard(prompt, first, snapshot=is_snapshot)
+                return True
+        return False
+
+
+class Computed:
+    """Stands between a prefill and its receiver: passes segments on, and keeps what a pool could use.
+
+    States at a boundary before the prompt's end were asked for by the cache: they are not passed on.
+    """
+
+    def __init__(self, layout: CacheLayout, prompt_tokens: int, cached_tokens: int, emit: Emit) -> None:
+        self.blocks: dict[int, list[Segment]] = {}
+        self.snapshots: dict[int, list[Segment]] = {}
+        self._layout, self._prompt_tokens, self._cached_tokens = layout, prompt_tokens, cached_tokens
+        self._last = (prompt_tokens - 1) // layout.chunk_tokens
+        self._emit = emit
+
+    def emit(self, key: SegmentKey, segment: memoryview) -> None:
+        first = key.chunk * self._layout.chunk_tokens
+        end = first + self._layout.chunk_tokens
+        if self._layout.layers[key.layer].parts[key.part].kind == "growing":
+            if self._cached_tokens <= first and end <= self._prompt_tokens:
+                self.blocks.setdefault(first, []).append((key, segment))
+        elif key.chunk != self._last:
+            self.snapshots.setdefault(end, []).append((key, segment))
+            return
+        self._emit(key, segment)
+
+
+def _kept(found: Mapping[int, Sequence[Segment]]) -> dict[int, Kept]:
+    return {tokens: Kept(segments) for tokens, segments in found.items()}
+
+
+def _copy(kept: Kept, cache: IncomingCache) -> None:
+    for key, segment in kept.segments:
+        cache.destination(key, segment.nbytes)[:] = segment
+        cache.arrived(key)
+
+
+def _block_of(cache: IncomingCache, first: int) -> list[Segment]:
+    """A copy of one chunk's growing segments."""
+    width, found = cache.layout.chunk_tokens, []
+    for layer, layout in enumerate(cache.layout.layers):
+        for number, part in enumerate(layout.parts):
+            if part.kind == "growing":
+                start = first * part.unit_bytes
+                copied = bytes(memoryview(cache.part(layer, number))[start : start + width * part.unit_bytes])
+                found.append((SegmentKey(layer, number, first // width), memoryview(copied)))
+    return found

@@ -1,0 +1,142 @@
+"""Claims about reuse on the real models: a prefix from the cache gives the bytes of a prefix computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from transformers import PreTrainedModel
+
+from prfaas_lab.engine.executor import Emit
+from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
+from prfaas_lab.engine.prefix_cache import Kept, PrefixCache
+from prfaas_lab.engine.torch_executor import TorchPrefill
+from prfaas_lab.kvcache import Prompt, hash_prompt
+from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.model.torch_cache import layout_of
+from prfaas_lab.model.torch_reference import generate
+
+pytestmark = pytest.mark.model
+CHUNK = 64
+PLENTY = 2**28
+SYSTEM = tuple(i * i * 31 % 384 for i in range(3 * CHUNK))
+
+
+def prompt(number: int, tokens: int) -> tuple[int, ...]:
+    """A prompt that begins with the system prompt and goes on in its own way."""
+    return SYSTEM + tuple((i * 17 + number * 101) % 384 for i in range(tokens))
+
+
+def named(tokens: tuple[int, ...]) -> Prompt:
+    return hash_prompt(tokens, block_tokens=CHUNK, namespace=b"test")
+
+
+class Received(dict[SegmentKey, bytes]):
+    """What a prefill sends, as its receiver would have it."""
+
+    def emit(self, key: SegmentKey, segment: memoryview) -> None:
+        assert key not in self, "a segment is sent once"
+        self[key] = bytes(segment)
+
+
+@asynccontextmanager
+async def engine(model: PreTrainedModel, budget_bytes: int = PLENTY) -> AsyncIterator[PrefillEngine]:
+    layout = layout_of(model, CHUNK)
+    cache = PrefixCache.of(layout, budget_bytes, resumable=True, snapshot_every=CHUNK)
+    executor = TorchPrefill(model, layout)
+    async with PrefillEngine(executor, max_queue=8, clock=time.monotonic, cache=cache) as prefill:
+        yield prefill
+    cache.pool.check()
+
+
+async def run(
+    prefill: PrefillEngine, tokens: tuple[int, ...], emit: Emit, *, reuse: bool = True
+) -> PrefillResult:
+    blocks = named(tokens) if reuse else None
+    return await prefill.run(PrefillJob(request_id="r", prompt=tokens, blocks=blocks), emit)
+
+
+async def test_what_a_reused_prefix_gives_is_byte_for_byte_what_computing_gives(
+    model: PreTrainedModel,
+) -> None:
+    async with engine(model) as prefill:
+        for number, length in enumerate((CHUNK + 5, 40, 2 * CHUNK, 1, 3 * CHUNK + 1)):
+            whole, reused = Received(), Received()
+            tokens = prompt(number, length)
+            expected = await run(prefill, tokens, whole.emit, reuse=False)
+            await run(prefill, tokens, Received().emit)
+            found = await run(prefill, tokens, reused.emit)
+            assert found.cached_tokens == (len(tokens) - 1) // CHUNK * CHUNK > 0
+            assert found.computed_tokens + found.cached_tokens == len(tokens)
+            assert reused == whole
+            assert found.first_token == expected.first_token == generate(model, tokens, 1, CHUNK).tokens[0]
+
+
+async def test_the_third_prompt_resumes_where_the_first_two_parted(model: PreTrainedModel) -> None:
+    async with engine(model) as prefill:
+        found = [await run(prefill, prompt(n, 2 * CHUNK), Received().emit) for n in range(3)]
+    assert [each.cached_tokens for each in found] == [0, 0, len(SYSTEM)]
+
+
+async def test_a_prefix_that_was_evicted_is_computed_again(qwen: PreTrainedModel) -> None:
+    layout = layout_of(qwen, CHUNK)
+    room_for_one = layout.request_bytes(5 * CHUNK)
+    async with engine(qwen, room_for_one) as prefill:
+        for number in (0, 1, 0):
+            reused, tokens = Received(), prompt(number, 2 * CHUNK)[CHUNK * (number % 2) :]
+            found = await run(prefill, tokens, reused.emit)
+            assert found.first_token == generate(qwen, tokens, 1, CHUNK).tokens[0]
+            assert found.cached_tokens == 0
+
+
+@pytest.mark.parametrize("state", [False, True])
+async def test_a_damaged_entry_costs_a_computation_and_no_token(qwen: PreTrainedModel, state: bool) -> None:
+    tokens = prompt(0, 2 * CHUNK)
+    async with engine(qwen) as prefill:
+        whole, again = Received(), Received()
+        await run(prefill, tokens, whole.emit)
+        damage(prefill, tokens, state=state)
+        found = await run(prefill, tokens, again.emit)
+        assert found.cached_tokens == 0
+        assert again == whole
+        assert prefill.cache is not None
+        assert prefill.cache.pool.stats().damaged == 1
+        assert (await run(prefill, tokens, Received().emit)).cached_tokens == 4 * CHUNK
+
+
+def damage(prefill: PrefillEngine, tokens: tuple[int, ...], *, state: bool) -> None:
+    """Turn a bit of what the cache holds for a prompt."""
+    assert prefill.cache is not None
+    with prefill.cache.pool.acquire(named(tokens)) as lease:
+        kept: Kept = lease.snapshot if state else lease.blocks[1]
+        key, segment = kept.segments[0]
+        spoiled = bytearray(segment)
+        spoiled[3] ^= 1
+        kept.segments = ((key, memoryview(spoiled)), *kept.segments[1:])
+
+
+async def test_a_decode_engine_is_spared_what_it_holds(qwen: PreTrainedModel) -> None:
+    layout = layout_of(qwen, CHUNK)
+    tokens = prompt(0, 2 * CHUNK + 7)
+    held = PrefixCache.of(layout, PLENTY, resumable=False, snapshot_every=CHUNK)
+    first, second = IncomingCache(layout, len(tokens)), IncomingCache(layout, len(tokens))
+    sent = Received()
+    async with engine(qwen) as prefill:
+        await run(prefill, tokens, sent.emit)
+    for key, segment in sent.items():
+        first.destination(key, len(segment))[:] = segment
+        first.arrived(key)
+    assert held.fill(named(tokens), IncomingCache(layout, len(tokens))) == 0
+    held.keep_received(named(tokens), first)
+    assert held.fill(named(tokens), second) == 5 * CHUNK
+    assert second.missing_bytes == layout.request_bytes(len(tokens), cached_tokens=5 * CHUNK)
+    for key in second.missing():
+        second.destination(key, len(sent[key]))[:] = sent[key]
+    second.all_arrived()
+    assert second.complete
+    for layer, parts in enumerate(layout.layers):
+        for part in range(len(parts.parts)):
+            assert second.part(layer, part) == first.part(layer, part)
