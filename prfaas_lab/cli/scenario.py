@@ -38,6 +38,9 @@ def scenario(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Another workload and network of the same kind.")
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="off: without the prefix cache, on the same seed.", metavar="on|off")
+    ] = None,
     shaper: Annotated[
         str, typer.Option(help="How links are shaped: auto, netem, tun or relay (see prfaas-lab doctor).")
     ] = "auto",
@@ -61,7 +64,8 @@ def scenario(
           prfaas-lab validate scenarios/*.yaml
     """
     reexec_in_userns()
-    resolved = _overridden(load_scenario(_found(file)), policy=policy, threshold=threshold, seed=seed)
+    read = load_scenario(_found(file))
+    resolved = _overridden(read, policy=policy, threshold=threshold, seed=seed, cache=cache)
     options = Options(
         out=out or _fresh_directory(resolved.scenario.name),
         shaper=shaper,
@@ -80,14 +84,13 @@ def _found(file: Path) -> Path:
 
 
 def _overridden(
-    resolved: Resolved, *, policy: str | None, threshold: str | None, seed: int | None
+    resolved: Resolved, *, policy: str | None, threshold: str | None, seed: int | None, cache: str | None
 ) -> Resolved:
     asked: dict[str, Any] = {"name": policy, "threshold": threshold}
     scenario = resolved.scenario
     changed = scenario.policy.model_dump() | {key: value for key, value in asked.items() if value is not None}
     fields = {name: getattr(scenario, name) for name in Scenario.model_fields} | {"policy": changed}
-    if seed is not None:
-        fields["seed"] = seed
+    fields |= {name: value for name, value in (("seed", seed), ("cache", cache)) if value is not None}
     return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
 
 

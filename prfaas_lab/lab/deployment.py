@@ -22,8 +22,10 @@ from prfaas_lab.fabric import network
 from prfaas_lab.fabric.measure import judge, measure
 from prfaas_lab.fabric.network import DATA_PORT, Fabric
 from prfaas_lab.fabric.ownership import Ownership
+from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
+from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
@@ -215,7 +217,16 @@ class Foundation:
             path_rate_bps=longest.rate_bps if longest else None,
             path_rtt_s=longest.rtt_s if longest else None,
             corrupt=self.options.corrupt,
+            cache_bytes=self._cache_bytes(datacenter),
+            snapshot_every=self.resolved.topology.datacenters[datacenter].snapshot_every,
         )
+
+    def _cache_bytes(self, datacenter: str) -> int:
+        """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do."""
+        scenario, site = self.resolved.scenario, self.resolved.topology.datacenters[datacenter]
+        if site.cache is None or scenario.cache == "off":
+            return 0
+        return int(site.cache * scenario.scale / (site.engines.prefill + site.engines.decode))
 
     async def _measure_links(self) -> None:
         """Before anything else is on them. Raises FabricError when one is not what its spec says."""
@@ -256,7 +267,18 @@ class Foundation:
             plan=Plan(threshold_tokens=scenario.policy.threshold),
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
             ledger=self.ledger,
+            caches=self._caches(model),
         )
+
+    def _caches(self, model: ModelReady) -> KVCacheManager | None:
+        """Who knows what all prefix caches hold; None when there are none."""
+        if not any(self._cache_bytes(name) for name in self.resolved.topology.datacenters):
+            return None
+        chunk = self.resolved.scenario.engine.chunk
+        geometry = Geometry(
+            block_tokens=chunk, block_bytes=model.token_bytes * chunk, snapshot_bytes=model.state_bytes
+        )
+        return KVCacheManager(geometry, self.engines, namespace=secrets.token_bytes(16), ledger=self.ledger)
 
     async def _start_verifier(self, number: int) -> tuple[str, str]:
         """A process that generates alone, from the same weights; its name and control socket."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prfaas_lab.engine.corruption import Corruption
+from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
 from prfaas_lab.spec.topology import Spec
@@ -60,6 +61,9 @@ class EngineOrder(Spec):
     path_rate_bps: float | None = None
     path_rtt_s: float | None = None
     corrupt: Corruption | None = None
+    cache_bytes: int = 0
+    """Budget of its prefix cache; 0: none."""
+    snapshot_every: int = 512
 
 
 class VerifierOrder(Spec):
@@ -106,6 +110,11 @@ class PrefillOrder(Spec):
     decode_host: str
     decode_port: int
     sampling: Sampling = GREEDY
+    blocks: PromptNames | None = None
+    held_tokens: int = 0
+    """How much of the growing cache the decode engine holds already."""
+    tell_all: bool = False
+    """News of the prefix cache in full, since some was lost."""
 
 
 class DecodeOrder(Spec):
@@ -113,6 +122,8 @@ class DecodeOrder(Spec):
     prompt_tokens: int
     output_tokens: int
     sampling: Sampling = GREEDY
+    blocks: PromptNames | None = None
+    tell_all: bool = False
 
 
 class VerifyOrder(Spec):

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prfaas_lab.errors import EngineError, LabError
+from prfaas_lab.kvcache import Prompt
+from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
@@ -41,8 +44,10 @@ class _Flight:
     request: Request
     on_token: OnToken
     placement: Placement | None = None
+    prompt: Prompt | None = None
     stage: str = "route"
     stopped: bool = False
+    held_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     sent: dict[str, Any] = field(default_factory=dict)
     received: dict[str, Any] = field(default_factory=dict)
@@ -61,9 +66,11 @@ class Service:
         plan: Plan,
         expected_bytes: Callable[[int], int],
         ledger: Ledger,
+        caches: KVCacheManager | None = None,
     ) -> None:
-        """`expected_bytes(prompt_tokens)` is the layout's prediction of what crosses."""
+        """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache."""
         self.plan = plan
+        self._caches = caches
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._route, self._expected_bytes, self._ledger = route, expected_bytes, ledger
 
@@ -83,8 +90,10 @@ class Service:
             )
         )
         flight = _Flight(request, on_token)
+        if self._caches is not None:
+            flight.prompt = self._caches.name(request.prompt)
         try:
-            flight.placement = self._place(request)
+            flight.placement = self._place(request, flight.prompt)
             await self._carry(flight, flight.placement)
         except LabError as error:
             self._fail(flight, str(error))
@@ -105,9 +114,11 @@ class Service:
             paths=self._network.paths(),
         )
 
-    def _place(self, request: Request) -> Placement:
-        plan, ledger = self.plan, self._ledger
-        placement = self._route(request, self.view(), plan)
+    def _place(self, request: Request, prompt: Prompt | None) -> Placement:
+        plan, ledger, view = self.plan, self._ledger, self.view()
+        if self._caches is not None and prompt is not None:
+            view = self._caches.matched(view, prompt)
+        placement = self._route(request, view, plan)
         ledger.record(
             ev.RequestRouted(
                 at_s=ledger.now(),
@@ -118,6 +129,9 @@ class Service:
                 uncached_tokens=placement.uncached_tokens,
                 threshold_tokens=plan.threshold_tokens,
                 reason=placement.reason,
+                prefix_tokens=tuple(
+                    (dc.name, dc.prefix_tokens) for dc in view.datacenters if dc.prefix_tokens
+                ),
             )
         )
         return placement
@@ -148,6 +162,7 @@ class Service:
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             sampling=request.sampling,
+            **self._about_cache(flight, engine),
         )
         async with AsyncExitStack() as stack:
             stack.enter_context(engine.holding(request.id, 0))
@@ -155,7 +170,10 @@ class Service:
             async for stage in stages:
                 match stage["stage"]:
                     case "reserved":
+                        flight.held_tokens = stage.get("held_tokens", 0)
                         reserved.set()
+                    case "cache":
+                        self._learn(engine, stage)
                     case "received":
                         flight.stage, flight.received = "restore", stage
                     case "restored":
@@ -175,6 +193,8 @@ class Service:
             decode_host=host,
             decode_port=port,
             sampling=request.sampling,
+            held_tokens=flight.held_tokens,
+            **self._about_cache(flight, engine),
         )
         async with AsyncExitStack() as stack:
             hold = stack.enter_context(engine.holding(request.id, request.prompt_tokens))
@@ -185,8 +205,20 @@ class Service:
                         flight.stage = "transfer"
                         hold.computed()
                         self._record_prefill(request, engine, stage)
+                    case "cache":
+                        self._learn(engine, stage)
                     case "sent":
                         flight.sent = stage
+
+    def _about_cache(self, flight: _Flight, engine: Engine) -> dict[str, Any]:
+        """What an order says about the prefix cache."""
+        if self._caches is None or flight.prompt is None:
+            return {}
+        return {"blocks": PromptNames.of(flight.prompt), "tell_all": self._caches.wants_all(engine)}
+
+    def _learn(self, engine: Engine, news: dict[str, Any]) -> None:
+        if self._caches is not None:
+            self._caches.learn(engine, news)
 
     def _record_prefill(self, request: Request, engine: Engine, stage: dict[str, Any]) -> None:
         ledger = self._ledger
@@ -198,6 +230,7 @@ class Service:
                 request_id=request.id,
                 engine=engine.name,
                 computed_tokens=stage["computed_tokens"],
+                cached_tokens=stage.get("cached_tokens", 0),
             )
         )
 
@@ -220,6 +253,7 @@ class Service:
         """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""
         ledger, request = self._ledger, flight.request
         sent, received = flight.sent, flight.received
+        held_bytes = self._expected_bytes(flight.held_tokens) - self._expected_bytes(0)
         ends = {"source": placement.prefill, "destination": placement.decode}
         ledger.record(
             ev.TransferStarted(at_s=ledger.at(sent["first_byte_at"]), request_id=request.id, **ends)
@@ -231,10 +265,11 @@ class Service:
                 sent_bytes=sent["bytes"],
                 received_bytes=received["bytes"],
                 retried_chunks=sent["retried"],
+                held_bytes=held_bytes,
                 **ends,
             )
         )
-        expected = self._expected_bytes(request.prompt_tokens) + HANDOVER_BYTES
+        expected = self._expected_bytes(request.prompt_tokens) - held_bytes + HANDOVER_BYTES
         if not sent["bytes"] == received["bytes"] == expected:
             raise EngineError(
                 f"the layout predicts {expected} bytes of KVCache, "

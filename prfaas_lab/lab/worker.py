@@ -21,8 +21,11 @@ from aiohttp import web
 
 from prfaas_lab.engine.corruption import corruption_filter
 from prfaas_lab.engine.decode import DecodeEngine
+from prfaas_lab.engine.executor import Emit
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
+from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
+from prfaas_lab.lab.cache_news import news_of
 from prfaas_lab.lab.orders import (
     HANDOVER_BYTES,
     DecodeOrder,
@@ -35,7 +38,7 @@ from prfaas_lab.lab.orders import (
 )
 from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.buffers import IncomingCache
-from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.model.torch_cache import layout_of
 from prfaas_lab.model.torch_reference import explain, generate
 from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
@@ -94,7 +97,10 @@ class PrefillRole:
         layout = layout_of(model, order.settings.chunk)
         outgoing = corruption_filter(order.corrupt, layout) if order.corrupt else None
         executor = TorchPrefill(model, layout, outgoing)
-        self._engine = PrefillEngine(executor, max_queue=order.settings.max_queue, clock=time.monotonic)
+        self._layout, self._cache = layout, _cache_of(order, layout, resumable=True)
+        self._engine = PrefillEngine(
+            executor, max_queue=order.settings.max_queue, clock=time.monotonic, cache=self._cache
+        )
         self._sender = KVSender(
             key=bytes.fromhex(order.key_hex),
             fingerprint=layout.fingerprint,
@@ -115,8 +121,11 @@ class PrefillRole:
         async with StageStream(http) as stages:
             outgoing = await self._sender.open(order.request_id, (order.decode_host, order.decode_port))
             try:
-                job = PrefillJob(request_id=order.request_id, prompt=order.prompt, sampling=order.sampling)
-                result = await self._engine.run(job, outgoing.send)
+                blocks = order.blocks.prompt() if order.blocks else None
+                job = PrefillJob(
+                    request_id=order.request_id, prompt=order.prompt, sampling=order.sampling, blocks=blocks
+                )
+                result = await self._engine.run(job, self._beyond(order.held_tokens, outgoing.send))
                 token = result.first_token.to_bytes(HANDOVER_BYTES, "little")
                 outgoing.send(handover_key(), memoryview(token))
                 await stages.say(
@@ -124,13 +133,26 @@ class PrefillRole:
                     started_at=result.started_at,
                     finished_at=result.finished_at,
                     computed_tokens=result.computed_tokens,
+                    cached_tokens=result.cached_tokens,
                 )
+                if self._cache is not None:
+                    await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
                 sent = await outgoing.finish()
             except BaseException:
                 outgoing.cancel()
                 raise
             await stages.say("sent", **asdict(sent))
         return stages.response
+
+    def _beyond(self, held_tokens: int, send: Emit) -> Emit:
+        """Sends only the increment: not the growing cache of tokens that the receiver holds already."""
+
+        def emit(key: SegmentKey, segment: memoryview) -> None:
+            growing = self._layout.layers[key.layer].parts[key.part].kind == "growing"
+            if not growing or key.chunk * self._layout.chunk_tokens >= held_tokens:
+                send(key, segment)
+
+        return emit
 
 
 class DecodeRole:
@@ -139,7 +161,7 @@ class DecodeRole:
     def __init__(self, order: EngineOrder, model: Any) -> None:
         layout = layout_of(model, order.settings.chunk)
         executor = TorchDecode(model, layout, max_batch=order.settings.max_batch)
-        self._order = order
+        self._order, self._cache = order, _cache_of(order, layout, resumable=False)
         self._engine = DecodeEngine(
             executor,
             max_batch=order.settings.max_batch,
@@ -169,15 +191,20 @@ class DecodeRole:
                 order.request_id, order.prompt_tokens, order.output_tokens, order.sampling
             )
             try:
+                blocks = order.blocks.prompt() if self._cache and order.blocks else None
+                held_tokens = self._cache.fill(blocks, cache) if self._cache and blocks else 0
                 landing = _Landing(cache)
                 incoming = self._receiver.expect(order.request_id, landing.destination)
                 try:
-                    await stages.say("reserved")
+                    await stages.say("reserved", held_tokens=held_tokens)
                     received = await incoming.done()
                 finally:
                     incoming.cancel()
                 first_token = landing.settle()
                 await stages.say("received", **asdict(received))
+                if self._cache and blocks:
+                    self._cache.keep_received(blocks, cache)
+                    await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
                 await self._generate(order, first_token, stages)
             finally:
                 self._engine.release(order.request_id)
@@ -229,6 +256,12 @@ class VerifierRole:
         reference = generate(self._model, order.prompt, len(order.tokens), self._chunk_tokens)
         outcome, detail = explain(reference, order.tokens)
         return web.json_response({"outcome": outcome, "detail": detail})
+
+
+def _cache_of(order: EngineOrder, layout: CacheLayout, *, resumable: bool) -> PrefixCache | None:
+    if not order.cache_bytes:
+        return None
+    return PrefixCache.of(layout, order.cache_bytes, resumable=resumable, snapshot_every=order.snapshot_every)
 
 
 def _limits(order: EngineOrder) -> Limits:

@@ -80,6 +80,8 @@ class RequestRouted(RequestEvent):
     uncached_tokens: int
     threshold_tokens: int | None
     reason: str
+    prefix_tokens: tuple[tuple[str, int], ...] = ()
+    """(datacenter, tokens) of each that was thought to hold the beginning of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,8 @@ class TransferFinished(RequestEvent):
     sent_bytes: int
     received_bytes: int
     retried_chunks: int = 0
+    held_bytes: int = 0
+    """KVCache of the prompt that did not cross, since the decode engine held it already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +202,34 @@ class EngineSampled(Event):
     running: int
     busy_s: float
     tokens_total: int
+
+
+CACHE_COUNTS = (
+    "blocks", "snapshots", "memory_bytes", "disk_bytes", "lookups", "hits", "prompt_tokens", "hit_tokens",
+    "snapshots_made", "snapshots_reused", "evicted_blocks", "evicted_snapshots", "spilled", "damaged",
+)  # fmt: skip
+"""The fields of CacheSampled that a pool counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSampled(Event):
+    """An engine's prefix cache now (the first four), and its counts since the start."""
+
+    engine: str
+    blocks: int
+    snapshots: int
+    memory_bytes: int
+    disk_bytes: int
+    lookups: int
+    hits: int
+    prompt_tokens: int
+    hit_tokens: int
+    snapshots_made: int
+    snapshots_reused: int
+    evicted_blocks: int
+    evicted_snapshots: int
+    spilled: int
+    damaged: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

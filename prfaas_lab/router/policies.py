@@ -113,7 +113,7 @@ def _decode_engine(view: View, *, with_prefill: bool = False) -> EngineView:
         engines = [e for e in engines if e.datacenter in homes] or engines
     if not engines:
         raise NoPlacement("no live decode engine", remedy="see the engines' logs in the run's directory")
-    return min(engines, key=lambda e: ((e.running + e.queued) / e.capacity, e.name))
+    return min(engines, key=lambda e: ((e.running + e.queued) / e.capacity, -e.prefix_tokens, e.name))
 
 
 def _prefill_engines(view: View, datacenter: str) -> list[EngineView]:
@@ -134,4 +134,7 @@ def _passable(path: PathView) -> bool:
 
 
 def _idlest(engines: list[EngineView]) -> EngineView | None:
-    return min(engines, key=lambda e: (e.queued_tokens, e.queued + e.running, e.name), default=None)
+    """The one that has least to compute until a prompt whose beginning it may hold is done."""
+    return min(
+        engines, key=lambda e: (e.queued_tokens - e.prefix_tokens, e.queued + e.running, e.name), default=None
+    )

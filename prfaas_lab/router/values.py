@@ -11,7 +11,8 @@ from prfaas_lab.workload.request import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineView:
-    """One engine as the controller knows it now."""
+    """One engine as the controller knows it now. `prefix_tokens`: how much of this request's prompt it
+    can resume from (prefill), or need not be sent (decode)."""
 
     name: str
     datacenter: str
@@ -21,6 +22,7 @@ class EngineView:
     queued_tokens: int = 0
     capacity: int = 1
     alive: bool = True
+    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,9 @@ class Scenario(Spec):
     transport: TransportSettings = Field(default=TransportSettings(), description="how KVCache crosses")
     fluctuations: tuple[Fluctuation, ...] = Field(default=(), description="bandwidths that vary")
     events: tuple[Event, ...] = Field(default=(), description="what befalls the network")
+    cache: Literal["on", "off"] = Field(
+        default="on", description="off: no prefix cache, whatever the topology says (to compare with)"
+    )
     verify: Verify = Field(default=Verify(), description="how many outputs are checked")
     tolerance: Tolerance = Field(default=Tolerance(), description="when a run is still believed")
 

@@ -1,0 +1,71 @@
+"""The paper's global KVCache manager (3.2): which datacenter and engine holds how much of a prompt.
+
+Each engine has a pool of its own, an equal share of its datacenter's budget. A prefill engine's pool is
+one it can resume from; a decode engine's holds blocks alone, which need not be sent to it again. Engines
+tell what changed with every order; in between, what is known here is a hint (`kvcache.directory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from prfaas_lab.kvcache import Directory, Geometry, Holder, Prompt, hash_prompt
+from prfaas_lab.lab.cache_news import read_news
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.router.values import View
+
+
+class KVCacheManager:
+    """One per run. `namespace` sets apart what this run's model computed from all else."""
+
+    def __init__(
+        self, geometry: Geometry, engines: Mapping[str, Engine], *, namespace: bytes, ledger: Ledger
+    ) -> None:
+        self.directory = Directory(geometry)
+        self._geometry, self._engines, self._namespace, self._ledger = geometry, engines, namespace, ledger
+        self._missed: set[str] = set()
+
+    def name(self, tokens: Sequence[int]) -> Prompt:
+        """A prompt as caches know it."""
+        return hash_prompt(tokens, block_tokens=self._geometry.block_tokens, namespace=self._namespace)
+
+    def matched(self, view: View, prompt: Prompt) -> View:
+        """The view with what each datacenter and engine holds of this prompt."""
+        self._forget_the_dead()
+        found = {holder.engine: tokens for holder, tokens in self.directory.match_holders(prompt).items()}
+        for engine in self._engines.values():
+            if engine.role == "decode":
+                found[engine.name] = self.directory.held_tokens(prompt, _holder(engine))
+        best = self.directory.match(prompt)
+        return replace(
+            view,
+            datacenters=tuple(replace(dc, prefix_tokens=best.get(dc.name, 0)) for dc in view.datacenters),
+            engines=tuple(replace(e, prefix_tokens=found.get(e.name, 0)) for e in view.engines),
+        )
+
+    def wants_all(self, engine: Engine) -> bool:
+        """Whether something this engine told was lost, so that it should tell all that it holds."""
+        return engine.name in self._missed
+
+    def learn(self, engine: Engine, news: dict[str, Any]) -> None:
+        """Take in what an engine told of its pool."""
+        delta, stats = read_news(news)
+        if self.directory.apply(_holder(engine), delta):
+            self._missed.discard(engine.name)
+        else:
+            self._missed.add(engine.name)
+        counts = {name: value for name, value in asdict(stats).items() if name in ev.CACHE_COUNTS}
+        self._ledger.record(ev.CacheSampled(at_s=self._ledger.now(), engine=engine.name, **counts))
+
+    def _forget_the_dead(self) -> None:
+        for engine in self._engines.values():
+            if not engine.alive:
+                self.directory.forget(_holder(engine))
+
+
+def _holder(engine: Engine) -> Holder:
+    return Holder(engine.datacenter, engine.name)
