@@ -1,0 +1,87 @@
+"""Claims about the command line, without running anything big."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from prfaas_lab.cli import app
+
+ROOT = Path(__file__).parents[2]
+GROUP = typer.main.get_command(app)
+assert isinstance(GROUP, click.Group) or hasattr(GROUP, "commands")
+COMMANDS = sorted(GROUP.commands)
+
+
+def lab(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prfaas_lab", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def documented_commands() -> list[str]:
+    """Every `scripts/lab ...` of the README and the docs."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {line for page in pages for line in re.findall(r"scripts/lab ([^`#\n]+)", page.read_text())}
+    return sorted(line.strip() for line in found)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does(name: str) -> None:
+    shown = lab(name, "--help")
+    assert shown.returncode == 0
+    assert len(shown.stdout.split()) > 30
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_every_documented_command_is_one_that_exists_with_files_that_exist(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    command = GROUP.commands[name]
+    try:
+        context = command.make_context(name, arguments)
+    except click.exceptions.Exit:
+        return
+    for value in context.params.values():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Path) and each.suffix == ".yaml" and each.name != "my.yaml":
+                assert (ROOT / each).exists(), f"{line}: no {each}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["scenario", "nowhere.yaml"], "nowhere.yaml"),
+        (["scenario", "topologies/two-datacenters.yaml"], "topologies/two-datacenters.yaml"),
+        (["scenario", "scenarios"], "scenarios"),
+        (["scenario", "scenarios/smoke.yaml", "--policy", "treshold"], "did you mean threshold?"),
+        (["validate", "tests/spec/broken/scenario-many.yaml"], "did you mean"),
+        (["link-test", "scenarios/smoke.yaml"], "scenarios/smoke.yaml"),
+        (["link-tset", "x"], "link-test"),
+        (["transfer-bench", "--link", "500,20ms"], "write 100Mbit or 10Gbit"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_told_in_words_with_status_2(arguments: list[str], says: str) -> None:
+    finished = lab(*arguments)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert says in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_shipped_scenario_is_found_by_its_bare_name() -> None:
+    finished = lab("scenario", "smoke.yaml", "--policy", "nothing-like-it")
+    assert "there is no policy" in finished.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    pipe = f"{shlex.quote(sys.executable)} -m prfaas_lab schema scenario | head -n 1; exit ${{PIPESTATUS[0]}}"
+    finished = subprocess.run(
+        ["bash", "-c", pipe], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert finished.stdout.strip() == "{"
+    assert "Traceback" not in finished.stderr
