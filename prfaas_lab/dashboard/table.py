@@ -13,6 +13,10 @@ from prfaas_lab.dashboard import style as st
 from prfaas_lab.metrics.handover import LEGS
 
 PIPED_WIDTH = 100
+_COMPARED = {
+    "tokens": "outputs compared with one-process generation",
+    "payload": "payloads compared with what was sent, and their bytes with the layout",
+}
 _VERDICTS = {"VALID": st.GOOD, "SUSPECT": st.WARN, "INVALID": st.BAD}
 
 Summary = Mapping[str, Any]
@@ -96,7 +100,7 @@ def _throughput(summary: Summary) -> str:
 def _verified(verify: Summary) -> Text:
     wrong = verify["mismatched"]
     return Text.assemble(
-        f"{verify['compared']} outputs compared with one-process generation, ",
+        f"{verify['compared']} {_COMPARED[verify.get('what') or 'tokens']}, ",
         (f"{wrong} mismatched", st.BAD if wrong else st.GOOD if verify["compared"] else ""),
         f" ({verify['ties']} ties)" if verify["ties"] else "",
     )

@@ -8,5 +8,5 @@ async with DecodeEngine(TorchDecode(model, layout, max_batch=8), max_batch=8, cl
     # incoming.destination is the transport's sink; when the transfer is done:
     incoming.all_arrived()
     async with contextlib.aclosing(decode.generate("r1", result.first_token)) as tokens:
-        async for token in tokens: ...
+        async for some in tokens: ...
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -24,10 +24,12 @@ class _Sequence:
     reserved_bytes: int
     incoming: IncomingCache | None
     sampling: Sampling
+    report_tokens: int
     first_token: int = -1
     produced: int = 0
     gone: bool = False
-    ready: asyncio.Queue[int | Exception] = field(init=False)
+    unsaid: list[int] = field(default_factory=list)
+    ready: asyncio.Queue[tuple[int, ...] | Exception] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ready = asyncio.Queue(self.output_tokens + 1)
@@ -36,11 +38,17 @@ class _Sequence:
     def finished(self) -> bool:
         return self.gone or self.produced >= self.output_tokens
 
-    def give(self, token: int) -> None:
-        self.produced += 1
-        if token in self.sampling.stop_ids:
-            self.output_tokens = self.produced
-        self.ready.put_nowait(token)
+    def give(self, tokens: Sequence[int]) -> None:
+        first = self.produced == 0
+        for token in tokens:
+            self.produced += 1
+            self.unsaid.append(token)
+            if token in self.sampling.stop_ids:
+                self.output_tokens = self.produced
+                break
+        if first or self.finished or len(self.unsaid) >= self.report_tokens:
+            self.ready.put_nowait(tuple(self.unsaid))
+            self.unsaid.clear()
 
     def fail(self, reason: Exception) -> None:
         if not self.finished:
@@ -126,6 +134,7 @@ class DecodeEngine:
             reserved_bytes=size,
             incoming=incoming,
             sampling=sampling,
+            report_tokens=self._executor.report_tokens,
         )
         return incoming
 
@@ -138,9 +147,10 @@ class DecodeEngine:
 
     async def generate(
         self, request_id: str, first_token: int, on_restored: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[int, None]:
-        """The request's tokens: the first as soon as its cache is restored in the batch, then one a step,
-        until there are enough or one of its stop ids came.
+    ) -> AsyncGenerator[tuple[int, ...], None]:
+        """The request's tokens as they come: the first as soon as its cache is restored in the batch, then
+        one a step (or as many at a time as the executor reports), until there are enough or one of its
+        stop ids came.
 
         Raises `EngineError` for an unknown request, an incomplete cache, a failed step or a closed
         engine. However it ends, the request's row and memory are free afterwards.
@@ -152,14 +162,14 @@ class DecodeEngine:
             self._wake.set()
             taken = 0
             while taken < sequence.output_tokens:
-                token = await sequence.ready.get()
-                if isinstance(token, Exception):
-                    raise token
+                tokens = await sequence.ready.get()
+                if isinstance(tokens, Exception):
+                    raise tokens
                 if taken == 0:
                     on_restored()
-                taken += 1
-                self._tokens += 1
-                yield token
+                taken += len(tokens)
+                self._tokens += len(tokens)
+                yield tokens
         finally:
             sequence.gone = True
             self._reserved.pop(request_id, None)
@@ -229,23 +239,24 @@ class DecodeEngine:
             del self._running[sequence.request_id]
             sequence.fail(_failed("restoring the KVCache", sequence, error))
             return
-        sequence.give(sequence.first_token)
+        sequence.give((sequence.first_token,))
 
     async def _step(self) -> None:
-        if all(sequence.finished for sequence in self._running.values()):
+        left = [s.output_tokens - s.produced for s in self._running.values() if not s.finished]
+        if not left:
             return
         try:
             with self._busy:
-                tokens = await self._executor.step()
+                given = await self._executor.step(min(left), self._wake)
         except Exception as error:
             for sequence in self._running.values():
                 sequence.fail(_failed("a decode step", sequence, error))
             self._running.clear()
             await self._executor.reset()
             return
-        for request_id, token in tokens.items():
+        for request_id, tokens in given.items():
             if not self._running[request_id].finished:
-                self._running[request_id].give(token)
+                self._running[request_id].give(tokens)
 
 
 def _failed(what: str, sequence: _Sequence, cause: Exception) -> EngineError:

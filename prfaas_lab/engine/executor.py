@@ -6,6 +6,7 @@ hardware profile). All methods are called from the event loop, one at a time per
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
@@ -46,6 +47,8 @@ class PrefillExecutor(Protocol):
 
 class DecodeExecutor(Protocol):
     layout: CacheLayout
+    report_tokens: int
+    """How many output tokens are told of at once: 1, unless nobody reads them one by one."""
 
     async def join(
         self, request_id: str, incoming: IncomingCache, first_token: int, sampling: Sampling = GREEDY
@@ -57,8 +60,10 @@ class DecodeExecutor(Protocol):
         """Drop a sequence from the batch."""
         ...
 
-    async def step(self) -> dict[str, int]:
-        """One more token for every sequence of the batch."""
+    async def step(self, most: int, hurry: asyncio.Event) -> dict[str, Sequence[int]]:
+        """One more token for every sequence of the batch, or as many steps at once as the executor
+        likes, but at most `most`, and ending with the step under way once `hurry` is set: somebody
+        waits to join or to leave."""
         ...
 
     async def reset(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
@@ -19,7 +19,8 @@ class PrefillJob:
     """A prompt, and the names of its blocks where it may be found in, and kept by, a prefix cache."""
 
     request_id: str
-    prompt: tuple[int, ...]
+    prompt: Sequence[int]
+    """Token ids; a paced engine only reads how many there are."""
     sampling: Sampling = GREEDY
     blocks: Prompt | None = None
 

@@ -85,6 +85,8 @@ class TorchPrefill:
 class TorchDecode:
     """Continuous batching on the real model."""
 
+    report_tokens = 1
+
     def __init__(self, model: PreTrainedModel, layout: CacheLayout, *, max_batch: int) -> None:
         self.layout = layout
         self._model, self._max_batch = model, max_batch
@@ -104,8 +106,9 @@ class TorchDecode:
     async def leave(self, request_id: str) -> None:
         await self._thread.run(lambda: self._batch.leave(request_id))
 
-    async def step(self) -> dict[str, int]:
-        return await self._thread.run(self._batch.step)
+    async def step(self, most: int, hurry: asyncio.Event) -> dict[str, Sequence[int]]:
+        given = await self._thread.run(self._batch.step)
+        return {request_id: (token,) for request_id, token in given.items()}
 
     async def reset(self) -> None:
         self._batch = DecodeBatch(self._model, self._max_batch)

@@ -25,8 +25,10 @@ from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
+from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
+from prfaas_lab.lab.pacing import Pacing, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
 from prfaas_lab.lab.service import Service
@@ -72,11 +74,15 @@ def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[F
 
     Raises LabError when the machine cannot carry it.
     """
-    scenario = resolved.scenario
+    scenario, pacing = resolved.scenario, pacing_of(resolved)
     with ExitStack() as stack:
         ownership = Ownership(f"{int(time.time()):x}{secrets.token_hex(2)}")
         stack.callback(ownership.release)
-        load = LoadModel(model=scenario.model, chunk_tokens=scenario.engine.chunk)
+        load = LoadModel(
+            model=scenario.model,
+            chunk_tokens=scenario.engine.chunk,
+            paced=pacing.model if pacing else None,
+        )
         processes = Processes(load, options.out / "zygote.log")
         stack.callback(processes.kill)
         ownership.claim_process(processes.pid)
@@ -97,7 +103,7 @@ def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[F
             )
         )
         conditions = stack.enter_context(Conditions.opened(resolved, fabric, ownership, ledger))
-        foundation = Foundation(resolved, options, ledger, fabric, processes, ownership, conditions)
+        foundation = Foundation(resolved, options, ledger, fabric, processes, ownership, conditions, pacing)
         foundation.phase("network", 1, 1, fabric.reason)
         yield foundation
 
@@ -113,6 +119,7 @@ class Foundation:
     processes: Processes
     ownership: Ownership
     conditions: Conditions
+    pacing: Pacing | None = None
     engines: dict[str, Engine] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -156,6 +163,8 @@ class Foundation:
         self.phase("model", 0, 1)
         model = await self.processes.ready(self.resolved.scenario.engine.ready_timeout)
         detail = f"{model.title}: {model.parameters / 1e6:.1f} M parameters in {model.load_s:.1f} s"
+        if self.pacing:
+            detail = f"{model.title}, paced: no model to load"
         self.phase("model", 1, 1, detail)
         return model
 
@@ -181,7 +190,7 @@ class Foundation:
             datacenter=datacenter,
             role=order.role,
             client=client,
-            capacity=order.settings.max_batch if order.role == "decode" else 1,
+            capacity=batch_of(order) if order.role == "decode" else 1,
         )
         self.ledger.record(
             ev.EngineStarted(
@@ -219,6 +228,7 @@ class Foundation:
             corrupt=self.options.corrupt,
             cache_bytes=self._cache_bytes(datacenter),
             snapshot_every=self.resolved.topology.datacenters[datacenter].snapshot_every,
+            pace=self.pacing.of(datacenter) if self.pacing else None,
         )
 
     def _cache_bytes(self, datacenter: str) -> int:

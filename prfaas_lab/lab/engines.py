@@ -113,23 +113,28 @@ class Engine:
 
     @contextmanager
     def holding(self, request_id: str, prompt_tokens: int) -> Iterator[Hold]:
-        """Count an order for as long as the context is open."""
-        hold = Hold(self, prompt_tokens)
-        self.orders.add(request_id)
-        self.waiting_tokens += prompt_tokens
+        """Count an order until it is released, or the context closes."""
+        hold = Hold(self, request_id, prompt_tokens)
         try:
             yield hold
         finally:
-            self.orders.discard(request_id)
-            hold.computed()
+            hold.release()
 
 
 class Hold:
-    """An order's prompt tokens, counted as waiting until they are computed or the order is gone."""
+    """An order that an engine has in hand; its prompt tokens wait until they are computed."""
 
-    def __init__(self, engine: Engine, prompt_tokens: int) -> None:
-        self._engine, self._prompt_tokens = engine, prompt_tokens
+    def __init__(self, engine: Engine, request_id: str, prompt_tokens: int) -> None:
+        self._engine, self._request_id, self._prompt_tokens = engine, request_id, prompt_tokens
+        engine.orders.add(request_id)
+        engine.waiting_tokens += prompt_tokens
+
+    def release(self) -> None:
+        """The engine is done with it. Doing so twice is fine."""
+        self._engine.orders.discard(self._request_id)
+        self.computed()
 
     def computed(self) -> None:
+        """Its prompt waits no longer."""
         self._engine.waiting_tokens -= self._prompt_tokens
         self._prompt_tokens = 0

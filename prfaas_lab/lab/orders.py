@@ -12,6 +12,7 @@ from pydantic import Field
 from prfaas_lab.engine.corruption import Corruption
 from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
 from prfaas_lab.spec.topology import Spec
 from prfaas_lab.workload.request import GREEDY, Sampling
@@ -25,11 +26,28 @@ def handover_key() -> SegmentKey:
     return SegmentKey(layer=HANDOVER_LAYER, part=0, chunk=0)
 
 
+class PacedModel(Spec):
+    """What paced engines pretend to run: its name, and its KVCache shrunk by the scenario's `scale`."""
+
+    title: str
+    token_bytes: int
+    state_bytes: int
+
+
+class Pace(Spec):
+    """What a paced engine keeps to. Its durations are the profile's times `time_scale`."""
+
+    model: PacedModel
+    profile: Profile
+    time_scale: float
+
+
 class LoadModel(Spec):
-    """First message to the zygote."""
+    """First message to the zygote. With `paced` there is nothing to load, and torch stays out."""
 
     model: Model
     chunk_tokens: int
+    paced: PacedModel | None = None
 
 
 class ModelReady(Spec):
@@ -37,7 +55,8 @@ class ModelReady(Spec):
 
     kind: Literal["ready"] = "ready"
     title: str
-    vocab_size: int
+    vocab_size: int | None
+    """None when no tokens are computed."""
     parameters: int
     token_bytes: int
     state_bytes: int
@@ -64,6 +83,7 @@ class EngineOrder(Spec):
     cache_bytes: int = 0
     """Budget of its prefix cache; 0: none."""
     snapshot_every: int = 512
+    pace: Pace | None = None
 
 
 class VerifierOrder(Spec):
@@ -106,6 +126,7 @@ Answer = Annotated[ModelReady | Forked | Exited | Refused, Field(discriminator="
 class PrefillOrder(Spec):
     request_id: str
     prompt: tuple[int, ...]
+    prompt_tokens: int
     output_tokens: int
     decode_host: str
     decode_port: int

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from prfaas_lab.errors import EngineError, LabError
 from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.cache_news import PromptNames
-from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.engines import Engine, Hold
 from prfaas_lab.lab.faults import the_fault
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
@@ -137,16 +137,16 @@ class Service:
         return placement
 
     async def _carry(self, flight: _Flight, placement: Placement) -> None:
-        """Both ends at once: decode reserves memory and waits, then prefill computes and sends."""
-        flight.stage, reserved = "reserve", asyncio.Event()
+        """Both ends at once: decode reserves memory and waits, then prefill computes and sends.
+
+        Both engines count it from the moment it was placed, so that of many requests that arrive at once
+        each is placed with those before it in view.
+        """
+        request = flight.request
+        prefill, decode = self._engines[placement.prefill], self._engines[placement.decode]
         try:
-            async with asyncio.TaskGroup() as ends:
-                ends.create_task(
-                    self._decode(flight, placement, reserved), name=f"decode {flight.request.id}"
-                )
-                await reserved.wait()
-                flight.stage = "prefill"
-                ends.create_task(self._prefill(flight, placement), name=f"prefill {flight.request.id}")
+            with decode.holding(request.id, 0), prefill.holding(request.id, request.prompt_tokens) as hold:
+                await self._both_ends(flight, placement, hold)
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
         self._hand_over(flight, placement)
@@ -154,6 +154,14 @@ class Service:
             raise EngineError(
                 f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
             )
+
+    async def _both_ends(self, flight: _Flight, placement: Placement, hold: Hold) -> None:
+        flight.stage, reserved = "reserve", asyncio.Event()
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(self._decode(flight, placement, reserved), name=f"decode {flight.request.id}")
+            await reserved.wait()
+            flight.stage = "prefill"
+            ends.create_task(self._prefill(flight, placement, hold), name=f"prefill {flight.request.id}")
 
     async def _decode(self, flight: _Flight, placement: Placement, reserved: asyncio.Event) -> None:
         request, engine = flight.request, self._engines[placement.decode]
@@ -165,7 +173,6 @@ class Service:
             **self._about_cache(flight, engine),
         )
         async with AsyncExitStack() as stack:
-            stack.enter_context(engine.holding(request.id, 0))
             stages = await stack.enter_async_context(aclosing(engine.client.stages("/decode", order)))
             async for stage in stages:
                 match stage["stage"]:
@@ -179,16 +186,17 @@ class Service:
                     case "restored":
                         flight.stage = "decode"
                         self._record_restored(request, engine, stage["at"])
-                    case "token":
-                        if self._take_token(flight, engine, stage["token"]):
+                    case "tokens":
+                        if self._take_tokens(flight, engine, stage["tokens"]):
                             return
 
-    async def _prefill(self, flight: _Flight, placement: Placement) -> None:
+    async def _prefill(self, flight: _Flight, placement: Placement, hold: Hold) -> None:
         request, engine = flight.request, self._engines[placement.prefill]
         host, port = self._network.data_address(placement.prefill, placement.decode)
         order = PrefillOrder(
             request_id=request.id,
             prompt=request.prompt,
+            prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             decode_host=host,
             decode_port=port,
@@ -197,7 +205,7 @@ class Service:
             **self._about_cache(flight, engine),
         )
         async with AsyncExitStack() as stack:
-            hold = stack.enter_context(engine.holding(request.id, request.prompt_tokens))
+            stack.callback(hold.release)
             stages = await stack.enter_async_context(aclosing(engine.client.stages("/prefill", order)))
             async for stage in stages:
                 match stage["stage"]:
@@ -238,16 +246,20 @@ class Service:
         at_s = self._ledger.at(reading)
         self._ledger.record(ev.CacheRestored(at_s=at_s, request_id=request.id, engine=engine.name))
 
-    def _take_token(self, flight: _Flight, engine: Engine, token: int) -> bool:
-        """Pass it on; whether it is the last one wanted."""
-        flight.tokens.append(token)
+    def _take_tokens(self, flight: _Flight, engine: Engine, tokens: list[int]) -> bool:
+        """Pass them on; whether the last one wanted is among them."""
+        flight.tokens += tokens
         self._ledger.record(
             ev.TokensEmitted(
-                at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=1
+                at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=len(tokens)
             )
         )
-        flight.stopped = flight.on_token(token) is True or token in flight.request.sampling.stop_ids
-        return flight.stopped
+        stop_ids = flight.request.sampling.stop_ids
+        for token in tokens:
+            flight.stopped = flight.on_token(token) is True or token in stop_ids
+            if flight.stopped:
+                return True
+        return False
 
     def _hand_over(self, flight: _Flight, placement: Placement) -> None:
         """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""

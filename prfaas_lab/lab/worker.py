@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import uvloop
 from aiohttp import web
 
-from prfaas_lab.engine.corruption import corruption_filter
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
 from prfaas_lab.engine.prefix_cache import PrefixCache
-from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
 from prfaas_lab.lab.cache_news import news_of
+from prfaas_lab.lab.executors import batch_of, decode_executor, prefill_executor
 from prfaas_lab.lab.orders import (
     HANDOVER_BYTES,
     DecodeOrder,
@@ -39,8 +38,6 @@ from prfaas_lab.lab.orders import (
 from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.buffers import IncomingCache
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
-from prfaas_lab.model.torch_cache import layout_of
-from prfaas_lab.model.torch_reference import explain, generate
 from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
 
 _LARGEST_ORDER_BYTES = 1 << 26
@@ -94,16 +91,14 @@ class PrefillRole:
     """Prefills, and sends each layer's chunk while the next computes."""
 
     def __init__(self, order: EngineOrder, model: Any) -> None:
-        layout = layout_of(model, order.settings.chunk)
-        outgoing = corruption_filter(order.corrupt, layout) if order.corrupt else None
-        executor = TorchPrefill(model, layout, outgoing)
-        self._layout, self._cache = layout, _cache_of(order, layout, resumable=True)
+        executor = prefill_executor(order, model)
+        self._layout, self._cache = executor.layout, _cache_of(order, executor.layout, resumable=True)
         self._engine = PrefillEngine(
             executor, max_queue=order.settings.max_queue, clock=time.monotonic, cache=self._cache
         )
         self._sender = KVSender(
             key=bytes.fromhex(order.key_hex),
-            fingerprint=layout.fingerprint,
+            fingerprint=executor.layout.fingerprint,
             settings=_limits(order),
             clock=time.monotonic,
         )
@@ -122,8 +117,9 @@ class PrefillRole:
             outgoing = await self._sender.open(order.request_id, (order.decode_host, order.decode_port))
             try:
                 blocks = order.blocks.prompt() if order.blocks else None
+                prompt = order.prompt or range(order.prompt_tokens)
                 job = PrefillJob(
-                    request_id=order.request_id, prompt=order.prompt, sampling=order.sampling, blocks=blocks
+                    request_id=order.request_id, prompt=prompt, sampling=order.sampling, blocks=blocks
                 )
                 result = await self._engine.run(job, self._beyond(order.held_tokens, outgoing.send))
                 token = result.first_token.to_bytes(HANDOVER_BYTES, "little")
@@ -159,18 +155,17 @@ class DecodeRole:
     """Receives KVCache into place, and decodes all its sequences in one batch."""
 
     def __init__(self, order: EngineOrder, model: Any) -> None:
-        layout = layout_of(model, order.settings.chunk)
-        executor = TorchDecode(model, layout, max_batch=order.settings.max_batch)
-        self._order, self._cache = order, _cache_of(order, layout, resumable=False)
+        executor = decode_executor(order, model)
+        self._order, self._cache = order, _cache_of(order, executor.layout, resumable=False)
         self._engine = DecodeEngine(
             executor,
-            max_batch=order.settings.max_batch,
+            max_batch=batch_of(order),
             max_queue=order.settings.max_queue,
             clock=time.monotonic,
         )
         self._receiver = KVReceiver(
             key=bytes.fromhex(order.key_hex),
-            fingerprint=layout.fingerprint,
+            fingerprint=executor.layout.fingerprint,
             settings=_limits(order),
             clock=time.monotonic,
         )
@@ -215,11 +210,11 @@ class DecodeRole:
         generated = self._engine.generate(
             order.request_id, first_token, on_restored=lambda: restored_at.append(time.monotonic())
         )
-        async with aclosing(generated) as tokens:
-            async for token in tokens:
+        async with aclosing(generated) as given:
+            async for tokens in given:
                 if restored_at:
                     await stages.say("restored", at=restored_at.pop())
-                await stages.say("token", token=token)
+                await stages.say("tokens", tokens=tokens)
 
 
 class _Landing:
@@ -252,6 +247,8 @@ class VerifierRole:
         return [web.post("/verify", self._verify)]
 
     async def _verify(self, http: web.Request) -> web.Response:
+        from prfaas_lab.model.torch_reference import explain, generate
+
         order = VerifyOrder.model_validate_json(await http.read())
         reference = generate(self._model, order.prompt, len(order.tokens), self._chunk_tokens)
         outcome, detail = explain(reference, order.tokens)

@@ -1,5 +1,7 @@
 """The zygote: one process that imports torch and builds the model once, then forks every engine.
 
+In a paced run there is no model, and torch is never imported.
+
 Run as `python -m prfaas_lab.lab.zygote FD`, FD being one end of a SEQPACKET pair whose other end the
 controller holds. It stays single-threaded, so that a fork copies nothing half-done; its children
 share the weights copy-on-write. When the controller is gone it ends its children and itself.
@@ -22,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from prfaas_lab.errors import LabError
-from prfaas_lab.lab.orders import Exited, Forked, LoadModel, ModelReady, Order, Refused
+from prfaas_lab.lab.orders import Exited, Forked, LoadModel, ModelReady, Order, PacedModel, Refused
 
 MESSAGE_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
@@ -54,23 +56,37 @@ class Zygote:
 
     def _load(self, order: LoadModel) -> None:
         from prfaas_lab.lab import worker  # noqa: F401 - warm for the children
+
+        started = time.monotonic()
+        ready = self._nothing(order.paced) if order.paced is not None else self._real_model(order)
+        gc.collect()
+        gc.freeze()
+        self._say(ready.model_copy(update={"load_s": time.monotonic() - started}))
+
+    def _nothing(self, paced: PacedModel) -> ModelReady:
+        return ModelReady(
+            title=paced.title,
+            vocab_size=None,
+            parameters=0,
+            token_bytes=paced.token_bytes,
+            state_bytes=paced.state_bytes,
+            load_s=0.0,
+        )
+
+    def _real_model(self, order: LoadModel) -> ModelReady:
+        from prfaas_lab.engine import torch_executor  # noqa: F401 - warm too
         from prfaas_lab.model.torch_build import build
         from prfaas_lab.model.torch_cache import layout_of
 
-        started = time.monotonic()
         self._model = build(order.model)
         layout = layout_of(self._model, order.chunk_tokens)
-        gc.collect()
-        gc.freeze()
-        self._say(
-            ModelReady(
-                title=order.model.path or order.model.name or "",
-                vocab_size=self._model.config.get_text_config().vocab_size,
-                parameters=sum(p.numel() for p in self._model.parameters()),
-                token_bytes=layout.token_bytes,
-                state_bytes=layout.state_bytes,
-                load_s=time.monotonic() - started,
-            )
+        return ModelReady(
+            title=order.model.path or order.model.name or "",
+            vocab_size=self._model.config.get_text_config().vocab_size,
+            parameters=sum(p.numel() for p in self._model.parameters()),
+            token_bytes=layout.token_bytes,
+            state_bytes=layout.state_bytes,
+            load_s=0.0,
         )
 
     def _serve(self) -> None:

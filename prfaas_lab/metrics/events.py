@@ -33,6 +33,9 @@ class RunStarted(Event):
     """How long requests arrive, in seconds of the run (after `time_scale`)."""
     requests: int | None = None
     verify_share: float = 0.0
+    verify_what: str = "tokens"
+    """`tokens`: with one-process generation. `payload`: a paced run's bytes, segment by segment, at
+    the receiver, and their number with the layout's prediction."""
     cpu_tolerance: float = 0.95
     timer_lag_tolerance_s: float = 0.02
     datacenters: tuple[tuple[str, str], ...] = ()
@@ -126,7 +129,9 @@ class CacheRestored(RequestEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensEmitted(RequestEvent):
-    """Output tokens reached the client (the first such event of a request is its first token)."""
+    """Output tokens reached the client (the first such event of a request is its first token). When
+    paced engines report several at once, the last of them came at `at_s`; the gap since the event
+    before, divided by `count`, counts as one inter-token latency."""
 
     engine: str
     count: int

@@ -139,7 +139,7 @@ def _tokens(record: RequestRecord, event: ev.TokensEmitted) -> None:
     if record.last_token_s is None:
         record.first_token_s = event.at_s
     else:
-        record.gaps_s.append(event.at_s - record.last_token_s)
+        record.gaps_s.append((event.at_s - record.last_token_s) / event.count)
     record.last_token_s = event.at_s
     record.emitted_tokens += event.count
 

@@ -13,19 +13,21 @@ def run_started(
 ) -> RunStarted:
     """What runs, with everything that a reader of `events.jsonl` needs to sum it up again."""
     scenario, topology = resolved.scenario, resolved.topology
+    paced = scenario.engine.executor == "paced"
     return RunStarted(
         at_s=at_s,
         scenario=scenario.name,
         topology=topology.name,
         mode=mode,
         shaper=shaper,
-        model=scenario.model.path or scenario.model.name or "",
+        model="paced" if paced else scenario.model.path or scenario.model.name or "",
         policy=scenario.policy.name,
         threshold_tokens=scenario.policy.threshold,
         seed=scenario.seed,
         duration_s=scenario.duration * scenario.time_scale,
         requests=scenario.workload.requests,
         verify_share=scenario.verify.share,
+        verify_what="payload" if paced else "tokens",
         cpu_tolerance=scenario.tolerance.cpu,
         timer_lag_tolerance_s=scenario.tolerance.timer_lag,
         datacenters=tuple((name, site.role) for name, site in topology.datacenters.items()),

@@ -30,6 +30,7 @@ def summarize(tally: Tally) -> Json:
         **_latencies(tally, completed),
         "handover": _handover(completed),
         "verify": {
+            "what": tally.run.verify_what if tally.run else None,
             "compared": tally.verified.total(),
             "mismatched": tally.verified["mismatch"],
             "ties": tally.verified["tie"],

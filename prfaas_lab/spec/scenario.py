@@ -78,8 +78,15 @@ class Model(Named):
 class EngineSettings(Spec):
     """How the engines work."""
 
+    executor: Literal["torch", "paced"] = Field(
+        default="torch",
+        description="torch: the real (small) model; paced: the hardware profile of each datacenter's "
+        "`hardware`, time and bytes without a model",
+    )
     chunk: Tokens = Field(default=128, gt=0, description="prefill chunk, a multiple of 64")
-    max_batch: Count = Field(default=8, gt=0, le=1024, description="sequences decoded together")
+    max_batch: Count = Field(
+        default=8, gt=0, le=1024, description="sequences decoded together (paced: the profile's bs_max)"
+    )
     max_queue: Count = Field(default=1024, gt=0, description="requests an engine lets wait")
     ready_timeout: Duration = Field(default=120.0, gt=0, description="an engine not ready by then failed")
 

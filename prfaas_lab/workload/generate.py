@@ -19,13 +19,13 @@ _ARRIVALS, _PROMPT_LENGTHS, _OUTPUT_LENGTHS, _TOKENS = 0, 1, 2, 3
 
 
 def generate(
-    workload: Workload, *, seed: int, vocab_size: int, duration_s: float, time_scale: float = 1.0
+    workload: Workload, *, seed: int, vocab_size: int | None, duration_s: float, time_scale: float = 1.0
 ) -> Iterator[Request]:
     """The requests that arrive within `duration_s`, at most `workload.requests` of them, one by one.
 
     `duration_s` is the scenario's, before `time_scale`; the arrival times yielded are stretched by
     it. A closed loop has no arrival times and no end but `workload.requests`: its driver stops.
-    The same arguments give the same requests.
+    Without a vocabulary, prompts have a length and no ids. The same arguments give the same requests.
     """
     prompt_tokens, output_tokens = lengths(workload.prompt), lengths(workload.output)
     prompt_rng, output_rng = _stream(seed, _PROMPT_LENGTHS), _stream(seed, _OUTPUT_LENGTHS)
@@ -37,7 +37,8 @@ def generate(
         yield Request(
             id=f"r{number:05d}",
             arrival_s=None if arrival_s is None else arrival_s * time_scale,
-            prompt=random_prompt(tokens, vocab_size, _stream(seed, _TOKENS, number)),
+            prompt=random_prompt(tokens, vocab_size, _stream(seed, _TOKENS, number)) if vocab_size else (),
+            length=None if vocab_size else tokens,
             output_tokens=output_tokens.quantile(output_rng.random()),
         )
 

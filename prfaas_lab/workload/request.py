@@ -35,7 +35,9 @@ class Request:
     prompt: tuple[int, ...]
     output_tokens: int
     sampling: Sampling = GREEDY
+    length: int | None = None
+    """Tokens of a prompt whose ids nobody reads (paced engines): `prompt` is then empty."""
 
     @property
     def prompt_tokens(self) -> int:
-        return len(self.prompt)
+        return len(self.prompt) if self.length is None else self.length

@@ -69,6 +69,7 @@ class FakeDecode:
     """Every sequence counts up from its first token. `widest` is the largest batch there was."""
 
     layout = LAYOUT
+    report_tokens = 1
 
     def __init__(self) -> None:
         self.batch: dict[str, int] = {}
@@ -96,13 +97,13 @@ class FakeDecode:
         await asyncio.sleep(0)
         del self.batch[request_id]
 
-    async def step(self) -> dict[str, int]:
+    async def step(self, most: int, hurry: asyncio.Event) -> dict[str, Sequence[int]]:
         await asyncio.sleep(0)
         await self.proceed.wait()
         if self.step_failure is not None:
             raise self.step_failure
         self.batch = {key: token + 1 for key, token in self.batch.items()}
-        return dict(self.batch)
+        return {key: (token,) for key, token in self.batch.items()}
 
     async def reset(self) -> None:
         self.batch.clear()

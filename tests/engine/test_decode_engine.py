@@ -36,7 +36,7 @@ async def answer(
 ) -> list[int]:
     fill(engine.reserve(request_id, 100, output_tokens))
     async with contextlib.aclosing(engine.generate(request_id, first_token)) as tokens:
-        return [token async for token in tokens]
+        return [token async for some in tokens for token in some]
 
 
 async def settle() -> None:
@@ -69,10 +69,10 @@ async def test_the_first_token_does_not_wait_for_a_step() -> None:
     async with decoding(executor) as engine:
         fill(engine.reserve("r", 100, 3))
         tokens = engine.generate("r", 7, on_restored=lambda: restored.append(True))
-        assert await anext(tokens) == 7
+        assert await anext(tokens) == (7,)
         assert restored == [True]
         executor.proceed.set()
-        assert [token async for token in tokens] == [8, 9]
+        assert [some async for some in tokens] == [(8,), (9,)]
 
 
 async def test_a_request_beyond_the_batch_waits_for_a_row() -> None:
@@ -241,7 +241,7 @@ async def test_a_stop_id_ends_the_output_and_frees_the_row_for_the_next() -> Non
     async with decoding(executor, max_batch=1) as engine:
         fill(engine.reserve("r", 100, 1000, Sampling(stop_ids=(13, 99))))
         async with contextlib.aclosing(engine.generate("r", 10)) as tokens:
-            assert [token async for token in tokens] == [10, 11, 12, 13]
+            assert [token async for some in tokens for token in some] == [10, 11, 12, 13]
         await settle()
         assert executor.batch == {}
         assert engine.reserved_bytes == 0
@@ -251,4 +251,4 @@ async def test_a_stop_id_may_be_the_first_token() -> None:
     async with decoding(FakeDecode()) as engine:
         fill(engine.reserve("r", 100, 5, Sampling(stop_ids=(10,))))
         async with contextlib.aclosing(engine.generate("r", 10)) as tokens:
-            assert [token async for token in tokens] == [10]
+            assert [token async for some in tokens for token in some] == [10]

@@ -69,7 +69,7 @@ async def served(prefill: PrefillEngine, decode: DecodeEngine, request_id: str, 
     )
     assert incoming.complete
     async with contextlib.aclosing(decode.generate(request_id, result.first_token)) as tokens:
-        return [token async for token in tokens]
+        return [token async for some in tokens for token in some]
 
 
 def references(model: PreTrainedModel, asks: list[Ask]) -> list[Reference]:

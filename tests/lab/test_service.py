@@ -50,7 +50,7 @@ class ScriptedEngines:
         yield {"stage": "received", "bytes": size, "last_byte_at": 3.0}
         yield {"stage": "restored", "at": 4.0}
         for token in range(order.output_tokens):
-            yield {"stage": "token", "token": token}
+            yield {"stage": "tokens", "tokens": [token]}
 
     async def _prefill(self, order: Any) -> AsyncGenerator[dict[str, Any], None]:
         tokens = len(order.prompt)
@@ -129,7 +129,7 @@ async def test_a_caller_that_has_enough_ends_the_output_and_frees_the_engines() 
 
 
 async def test_a_cancellations_message_is_the_reason_of_the_failure() -> None:
-    service, _, ledger = deployment(ScriptedEngines(hang_at="token"))
+    service, _, ledger = deployment(ScriptedEngines(hang_at="tokens"))
     flight = asyncio.ensure_future(service.serve(request()))
     for _ in range(20):
         await asyncio.sleep(0)
@@ -155,7 +155,7 @@ async def test_bytes_that_differ_from_the_layouts_prediction_fail_the_request() 
 
 @pytest.mark.parametrize(
     ("dies", "stage"),
-    [("reserved", "reserve"), ("prefilled", "prefill"), ("received", "transfer"), ("token", "decode")],
+    [("reserved", "reserve"), ("prefilled", "prefill"), ("received", "transfer"), ("tokens", "decode")],
 )
 async def test_an_engine_that_dies_fails_the_request_at_its_stage_and_frees_the_other_end(
     dies: str, stage: str
@@ -168,7 +168,7 @@ async def test_an_engine_that_dies_fails_the_request_at_its_stage_and_frees_the_
     assert idle(engines, script)
 
 
-@pytest.mark.parametrize("hangs", ["reserved", "prefilled", "received", "token"])
+@pytest.mark.parametrize("hangs", ["reserved", "prefilled", "received", "tokens"])
 async def test_a_cancelled_request_is_accounted_for_and_frees_both_ends(hangs: str) -> None:
     script = ScriptedEngines(hang_at=hangs)
     service, engines, ledger = deployment(script)

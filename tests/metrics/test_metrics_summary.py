@@ -34,7 +34,7 @@ NAMED = [
 def test_the_summary_has_the_keys_people_know() -> None:
     summary = summarize(Tally.of(FakeRun().events()))
     assert set(NAMED) <= set(summary)
-    assert set(summary["verify"]) == {"compared", "mismatched", "ties"}
+    assert set(summary["verify"]) == {"what", "compared", "mismatched", "ties"}
     assert {"bytes", "mean_bps", "utilization", "configured_bps", "measured_bps", "measured_rtt_ms"} <= set(
         summary["links"]["wan"]
     )
