@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 
 from prfaas_lab.metrics.events import PhaseChanged
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.spec.scenario import ClosedLoop, Scenario
-from prfaas_lab.workload.request import Request
+from prfaas_lab.workload.request import FollowUp, Request
 
-Serve = Callable[[Request], Awaitable[None]]
+Serve = Callable[[Request], Awaitable[Sequence[int] | None]]
+"""Serves a request: its answer, with which its session goes on, or None when there is none."""
 
 
 class Driver:
@@ -21,10 +22,13 @@ class Driver:
         self.stop = asyncio.Event()
         self._scenario, self._requests, self._serve, self._ledger = scenario, requests, serve, ledger
         self._duration_s = scenario.duration * scenario.time_scale
+        self._until_s = 0.0
+        self._sessions: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until every request sent has ended, or `drain_timeout` has passed: the rest is cancelled."""
         flights: set[asyncio.Task[None]] = set()
+        self._until_s = asyncio.get_running_loop().time() + self._duration_s
         async with asyncio.TaskGroup() as group:
             self._phase("running")
             if isinstance(self._scenario.workload.arrivals, ClosedLoop):
@@ -45,6 +49,7 @@ class Driver:
         # The last arrival does not end the run early: the network's events go on for the duration.
         if self._scenario.workload.requests is None:
             await self._stopped_within(started + self._duration_s - loop.time())
+        await self._sessions_end()
 
     async def _closed_loop(
         self, arrivals: ClosedLoop, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]
@@ -76,13 +81,42 @@ class Driver:
     def _launch(
         self, request: Request, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]
     ) -> asyncio.Task[None]:
-        async def fly() -> None:
-            await self._serve(request)
-
-        flight = group.create_task(fly(), name=f"request {request.id}")
+        """A request, or a session that begins with it, as one flight."""
+        flight = group.create_task(self._ask(request), name=f"request {request.id}")
         flights.add(flight)
         flight.add_done_callback(flights.discard)
+        if request.follow_ups:
+            self._sessions.add(flight)
+            flight.add_done_callback(self._sessions.discard)
         return flight
+
+    async def _ask(self, request: Request) -> None:
+        """Serve a request, then what follows it. A session whose answer failed is over."""
+        answer = await self._serve(request)
+        if answer is None:
+            return
+        async with asyncio.TaskGroup() as branches:
+            for follow_up in request.follow_ups:
+                branches.create_task(self._follow(follow_up, request, answer), name=follow_up.id)
+
+    async def _follow(self, follow_up: FollowUp, request: Request, answer: Sequence[int]) -> None:
+        """The next turn, unless requests are no longer to be sent by then."""
+        left_s = self._until_s - asyncio.get_running_loop().time()
+        if await self._stopped_within(min(follow_up.think_s, left_s)) or left_s <= follow_up.think_s:
+            return
+        await self._ask(follow_up.after(request, answer))
+
+    async def _sessions_end(self) -> None:
+        """Later turns are requests to be sent too: wait for them until the duration is over."""
+        async with asyncio.TaskGroup() as group:
+            stopped = group.create_task(self.stop.wait())
+            while self._sessions and not stopped.done():
+                left_s = self._until_s - asyncio.get_running_loop().time()
+                if left_s <= 0:
+                    break
+                some = {stopped, *self._sessions}
+                await asyncio.wait(some, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
 
     async def _stopped_within(self, delay_s: float) -> bool:
         with suppress(TimeoutError):

@@ -45,14 +45,14 @@ class _Drive:
     async def _drive(self, deployment: Deployment) -> None:
         scenario = deployment.resolved.scenario
 
-        async def serve(request: Request) -> None:
+        async def serve(request: Request) -> list[int] | None:
             tokens = await deployment.service.serve(request)
-            if tokens is None or not chosen(request.id, scenario.verify.share, scenario.seed):
-                return
-            if deployment.model.vocab_size is None:
-                _payload_verified(request, deployment.ledger)
-            else:
+            checked = tokens is not None and chosen(request.id, scenario.verify.share, scenario.seed)
+            if tokens is not None and checked and deployment.model.vocab_size is not None:
                 self.answers.append(Answer(request=request, tokens=tuple(tokens)))
+            elif checked:
+                _payload_verified(request, deployment.ledger)
+            return tokens
 
         requests = generate(
             scenario.workload,

@@ -110,10 +110,56 @@ class Uniform(Spec):
 Arrivals = Annotated[Poisson | Gamma | OnOff | Uniform | ClosedLoop, Field(discriminator="kind")]
 
 
+# -- what requests share ------------------------------------------------------------------------
+
+
+class _Shared(Spec):
+    """What sessions of any kind have: a system prompt that many share, pauses, and an end."""
+
+    system: Lengths | None = Field(default=None, description="tokens of a system prompt; unset: none")
+    systems: Count = Field(default=1, gt=0, le=100_000, description="different system prompts, drawn alike")
+    think: Duration = Field(default=0.0, description="mean pause after an answer (exponential)")
+    context: Tokens = Field(default=131072, gt=0, description="a session ends before it grows beyond this")
+
+
+class Chat(_Shared):
+    """Arrivals are conversations. Each turn's prompt is all that was said, answers included, and more."""
+
+    kind: Literal["chat"]
+    turns: Count = Field(gt=0, le=200, description="requests of a conversation, at most")
+    least_turns: Count | None = Field(default=None, gt=0, description="at least; unset: always `turns`")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Chat:
+        if self.least_turns is not None and self.least_turns > self.turns:
+            raise Misfit((["least_turns"], f"{self.least_turns} are more than turns, {self.turns}"))
+        return self
+
+
+class AgentTree(_Shared):
+    """Arrivals are tasks. Each answer is followed by `branches` requests that all continue from it."""
+
+    kind: Literal["tree"]
+    depth: Count = Field(gt=0, le=12, description="requests from the root to a leaf")
+    branches: Count = Field(default=2, gt=0, le=16, description="requests that continue from each answer")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> AgentTree:
+        if (size := sum(self.branches**level for level in range(self.depth))) > 10_000:
+            raise Misfit((["depth"], f"makes {size} requests of a task (lower depth or branches)"))
+        return self
+
+
+Sessions = Annotated[Chat | AgentTree, Field(discriminator="kind")]
+
+
 class Workload(Spec):
     """What is asked: when requests arrive, how long their prompts and outputs are."""
 
     requests: Count | None = Field(default=None, gt=0, le=10_000_000, description="stop after this many")
-    arrivals: Arrivals = Field(description="when requests arrive")
-    prompt: Lengths = Field(description="tokens of a prompt")
+    arrivals: Arrivals = Field(description="when requests arrive (with sessions: when each begins)")
+    prompt: Lengths = Field(description="tokens of a prompt (with sessions: of what each request adds)")
     output: Lengths = Field(description="tokens of an answer")
+    sessions: Sessions | None = Field(
+        default=None, description="requests that continue one another; unset: no two share anything"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,10 +13,12 @@ from prfaas_lab.workload.arrivals import arrivals
 from prfaas_lab.workload.lengths import lengths
 from prfaas_lab.workload.prompts import random_prompt
 from prfaas_lab.workload.request import Request
+from prfaas_lab.workload.sessions import SessionSource, size
 
 # Each aspect draws from a stream of its own, so that changing one leaves the others as they were.
 # The keys are part of what a seed means: never renumber them.
-_ARRIVALS, _PROMPT_LENGTHS, _OUTPUT_LENGTHS, _TOKENS = 0, 1, 2, 3
+_ARRIVALS, _PROMPT_LENGTHS, _OUTPUT_LENGTHS, _TOKENS, _SESSIONS, _SYSTEMS = 0, 1, 2, 3, 4, 5
+_ANY_VOCABULARY = 1 << 16
 
 
 def generate(
@@ -26,7 +29,13 @@ def generate(
     `duration_s` is the scenario's, before `time_scale`; the arrival times yielded are stretched by
     it. A closed loop has no arrival times and no end but `workload.requests`: its driver stops.
     Without a vocabulary, prompts have a length and no ids. The same arguments give the same requests.
+
+    With sessions, each first request is yielded, and carries those that follow it; `workload.requests`
+    counts them all. Their prompts have ids in any case, since it is by these that they share prefixes.
     """
+    if workload.sessions is not None:
+        yield from _sessions(workload, seed, vocab_size or _ANY_VOCABULARY, duration_s, time_scale)
+        return
     prompt_tokens, output_tokens = lengths(workload.prompt), lengths(workload.output)
     prompt_rng, output_rng = _stream(seed, _PROMPT_LENGTHS), _stream(seed, _OUTPUT_LENGTHS)
     times = arrivals(workload.arrivals, _stream(seed, _ARRIVALS))
@@ -41,6 +50,25 @@ def generate(
             length=None if vocab_size else tokens,
             output_tokens=output_tokens.quantile(output_rng.random()),
         )
+
+
+def _sessions(
+    workload: Workload, seed: int, vocab_size: int, duration_s: float, time_scale: float
+) -> Iterator[Request]:
+    source = SessionSource(
+        workload,
+        vocab_size=vocab_size,
+        time_scale=time_scale,
+        session_streams=partial(_stream, seed, _SESSIONS),
+        system_streams=partial(_stream, seed, _SYSTEMS),
+    )
+    left = workload.requests
+    for number, arrival_s in enumerate(arrivals(workload.arrivals, _stream(seed, _ARRIVALS))):
+        if left == 0 or (arrival_s is not None and arrival_s > duration_s):
+            return
+        first = source.session(number, None if arrival_s is None else arrival_s * time_scale, left)
+        left = None if left is None else left - size(first)
+        yield first
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:

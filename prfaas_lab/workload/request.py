@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,29 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUp:
+    """What is asked once a request was answered: its prompt and answer, and `tokens` more. Sent
+    `think_s` after the answer."""
+
+    id: str
+    think_s: float
+    tokens: tuple[int, ...]
+    output_tokens: int
+    follow_ups: tuple[FollowUp, ...] = ()
+
+    def after(self, request: Request, answer: Sequence[int]) -> Request:
+        """The request, now that the answer to the one before is known."""
+        return replace(
+            request,
+            id=self.id,
+            arrival_s=None,
+            prompt=(*request.prompt, *answer, *self.tokens),
+            output_tokens=self.output_tokens,
+            follow_ups=self.follow_ups,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt to be served. `arrival_s` counts from the workload's start; in a closed loop it is
     None and the driver sends when a client is free. `output_tokens` is the most it may get."""
@@ -37,6 +61,8 @@ class Request:
     sampling: Sampling = GREEDY
     length: int | None = None
     """Tokens of a prompt whose ids nobody reads (paced engines): `prompt` is then empty."""
+    follow_ups: tuple[FollowUp, ...] = ()
+    """What its session goes on with, all at once or (a chat has one) one after another."""
 
     @property
     def prompt_tokens(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,12 +28,14 @@ class Drive:
             "prompt": {"kind": "fixed", "tokens": 4},
             "output": {"kind": "fixed", "tokens": 1},
             "requests": scenario.pop("requests", None),
+            "sessions": scenario.pop("sessions", None),
         }
         self.scenario = Scenario.model_validate(
             {"name": "drive", "topology": "none.yaml", "workload": workload, **scenario}
         )
         self.service_s = service_s
         self.sent_s: list[float] = []
+        self.asked: list[Request] = []
         self.open = self.most_open = self.given_up = 0
 
     def run(self, meanwhile: Callable[[Driver], Any] = lambda driver: None) -> float:
@@ -46,7 +49,8 @@ class Drive:
         await driver.run()
         return loop.time()
 
-    async def _serve(self, request: Request) -> None:
+    async def _serve(self, request: Request) -> list[int]:
+        self.asked.append(request)
         self.sent_s.append(asyncio.get_running_loop().time())
         self.open += 1
         self.most_open = max(self.most_open, self.open)
@@ -57,6 +61,7 @@ class Drive:
             raise
         finally:
             self.open -= 1
+        return [7] * request.output_tokens
 
 
 def test_requests_are_sent_when_they_are_due_however_long_serving_takes() -> None:
@@ -100,3 +105,42 @@ def test_what_does_not_drain_in_time_is_given_up(arrivals: dict[str, Any]) -> No
     drive.run()
     assert drive.given_up == 4
     assert drive.open == 0
+
+
+CHAT = {"kind": "chat", "turns": 3, "think": "2s", "system": {"kind": "fixed", "tokens": 5}}
+
+
+def test_each_turn_asks_after_the_answer_with_all_that_was_said() -> None:
+    drive = Drive(service_s=1.0, arrivals={"kind": "uniform", "rate": "0.001/s"}, sessions=CHAT, requests=3)
+    drive.run()
+    first, second, third = drive.asked
+    assert (first.prompt_tokens, second.prompt_tokens, third.prompt_tokens) == (9, 14, 19)
+    assert second.prompt[:10] == (*first.prompt, 7)
+    assert third.prompt[:15] == (*second.prompt, 7)
+    assert all(later - earlier > 1.0 for earlier, later in pairwise(drive.sent_s))
+
+
+def test_a_tree_asks_all_its_branches_at_once() -> None:
+    tree = {"kind": "tree", "depth": 3, "branches": 2}
+    drive = Drive(service_s=1.0, arrivals={"kind": "uniform", "rate": "0.001/s"}, sessions=tree, requests=7)
+    assert drive.run() == pytest.approx(3.0)
+    assert drive.most_open == 4
+    assert len({request.prompt[:5] for request in drive.asked[1:]}) == 1
+
+
+def test_no_turn_begins_after_the_duration_or_a_stop() -> None:
+    drive = Drive(service_s=3.0, arrivals=ON_THE_SECOND, sessions={**CHAT, "turns": 50}, duration="20s")
+    ended_s = drive.run()
+    assert max(drive.sent_s) <= 20.0 < ended_s <= 23.0
+    assert drive.given_up == drive.open == 0
+    stopped = Drive(service_s=3.0, arrivals=ON_THE_SECOND, sessions={**CHAT, "turns": 50}, duration="60s")
+    stopped.run(lambda driver: asyncio.get_running_loop().call_later(9.5, driver.stop.set))
+    assert max(stopped.sent_s) <= 9.5
+
+
+def test_clients_of_a_closed_loop_play_whole_sessions() -> None:
+    arrivals = {"kind": "closed", "clients": 2}
+    drive = Drive(service_s=1.0, arrivals=arrivals, sessions={**CHAT, "think": "0s"}, requests=11)
+    drive.run()
+    assert drive.most_open == 2
+    assert len(drive.asked) == len({request.id for request in drive.asked}) == 11
