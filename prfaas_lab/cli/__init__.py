@@ -10,6 +10,7 @@ import typer
 from prfaas_lab import __version__
 from prfaas_lab.cli import files, machine, scenario, transfer
 from prfaas_lab.cli.plan import plan
+from prfaas_lab.cli.simulate import simulate
 from prfaas_lab.errors import LabError, SpecError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(scenario.scenario)
+app.command()(simulate)
 app.command()(files.validate)
 app.command()(files.schema)
 app.command()(plan)

@@ -64,10 +64,10 @@ def scenario(
           prfaas-lab validate scenarios/*.yaml
     """
     reexec_in_userns()
-    read = load_scenario(_found(file))
-    resolved = _overridden(read, policy=policy, threshold=threshold, seed=seed, cache=cache)
+    read = load_scenario(found(file))
+    resolved = overridden(read, policy=policy, threshold=threshold, seed=seed, cache=cache)
     options = Options(
-        out=out or _fresh_directory(resolved.scenario.name),
+        out=out or fresh_directory(resolved.scenario.name),
         shaper=shaper,
         allow_unfaithful=allow_unfaithful,
         corrupt=corrupt,
@@ -77,15 +77,21 @@ def scenario(
     _exit(outcome)
 
 
-def _found(file: Path) -> Path:
+def found(file: Path) -> Path:
     """The file as named, or the shipped scenario of that name: `bursty.yaml` finds scenarios/bursty.yaml."""
     shipped = Path("scenarios") / file
     return shipped if not file.exists() and shipped.is_file() else file
 
 
-def _overridden(
-    resolved: Resolved, *, policy: str | None, threshold: str | None, seed: int | None, cache: str | None
+def overridden(
+    resolved: Resolved,
+    *,
+    policy: str | None,
+    threshold: str | None,
+    seed: int | None,
+    cache: str | None = None,
 ) -> Resolved:
+    """The scenario with what the command line says instead. Raises SpecError for what it cannot be."""
     asked: dict[str, Any] = {"name": policy, "threshold": threshold}
     scenario = resolved.scenario
     changed = scenario.policy.model_dump() | {key: value for key, value in asked.items() if value is not None}
@@ -94,7 +100,8 @@ def _overridden(
     return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
 
 
-def _fresh_directory(name: str) -> Path:
+def fresh_directory(name: str) -> Path:
+    """Where a run's files go when nothing was said."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{stamp}-{name}"
 

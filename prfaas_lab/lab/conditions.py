@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.cross_traffic import CrossTraffic
 from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.ownership import Ownership
+from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.fabric.timeline import Change, Observed, ShapeChange, Timeline
 from prfaas_lab.fabric.timeline_player import TimelinePlayer
+from prfaas_lab.lab.watch import Links
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.spec.scenario import Event, Resolved
@@ -21,15 +23,30 @@ _IN_FLIGHT_BYTES = 16 * 1024
 """More than acknowledgements and keep-alives within one sample: KVCache is on its way."""
 
 
+def timeline_of(resolved: Resolved, links: Links) -> Timeline:
+    """All that befalls a scenario's network. Raises FabricError for a bad trace."""
+    scenario = resolved.scenario
+    return Timeline(
+        {direction: links.shape(*direction) for direction in links.directions},
+        scenario.fluctuations,
+        scenario.events,
+        seed=scenario.seed,
+        scale=scenario.scale,
+        time_scale=scenario.time_scale,
+    )
+
+
 class Conditions:
     """The changes still to come, and the cross traffic that runs. `open` before anything is served."""
 
     def __init__(
-        self, fabric: Fabric, timeline: Timeline, traffic: CrossTraffic | None, ledger: Ledger
-    ) -> None:
-        self._fabric, self._traffic, self._ledger = fabric, traffic, ledger
-        self._timeline = timeline
-        self._player = TimelinePlayer(timeline, apply=self._apply, report=self._report)
+        self, timeline: Timeline, ledger: Ledger,
+        *, apply: Callable[[Change], Awaitable[float]], check: Callable[[str, str, Shape], None],
+    ) -> None:  # fmt: skip
+        """`apply` makes a change and returns the loop time at which it had taken effect; `check` refuses
+        (FabricError) a shape that this network cannot take."""
+        self._timeline, self._ledger, self._check = timeline, ledger, check
+        self._player = TimelinePlayer(timeline, apply=apply, report=self._report)
         self._started_s = 0.0
         self._seen = Observed()
         self._carried: dict[tuple[str, str], int] = {}
@@ -40,23 +57,23 @@ class Conditions:
         cls, resolved: Resolved, fabric: Fabric, ownership: Ownership, ledger: Ledger
     ) -> Iterator[Conditions]:
         """Read and check all that is to come. Raises FabricError for what this shaper cannot do."""
-        scenario = resolved.scenario
-        timeline = Timeline(
-            {direction: fabric.shape(*direction) for direction in fabric.directions},
-            scenario.fluctuations,
-            scenario.events,
-            seed=scenario.seed,
-            scale=scenario.scale,
-            time_scale=scenario.time_scale,
-        )
+        timeline = timeline_of(resolved, fabric)
         for direction, shape in timeline.possible_shapes():
             fabric.check(*direction, shape)
         traffic = None
-        if any(event.cross_traffic is not None for event in scenario.events):
+        if any(event.cross_traffic is not None for event in resolved.scenario.events):
             traffic = CrossTraffic(fabric)
             ownership.claim_process(traffic.pid)
+
+        async def apply(change: Change) -> float:
+            if isinstance(change, ShapeChange):
+                return await asyncio.to_thread(fabric.change, change.link, change.source, change.shape)
+            assert traffic is not None, "opened with the events that need it"
+            act = traffic.start if change.starts else traffic.stop
+            return await asyncio.to_thread(act, change.link, change.source, change.traffic)
+
         try:
-            yield cls(fabric, timeline, traffic, ledger)
+            yield cls(timeline, ledger, apply=apply, check=fabric.check)
         finally:
             if traffic is not None:
                 traffic.close()
@@ -69,7 +86,7 @@ class Conditions:
                 "cross traffic cannot be added to a running network", remedy="name it in events:"
             )
         for direction, shape in self._timeline.shapes_of(event):
-            self._fabric.check(*direction, shape)
+            self._check(*direction, shape)
         async with asyncio.timeout(_BEFALL_TIMEOUT_S):
             await self._player.befall(event)
 
@@ -82,13 +99,6 @@ class Conditions:
             await self._player.play(asyncio.get_running_loop().time(), endless=endless)
         finally:
             unsubscribe()
-
-    async def _apply(self, change: Change) -> float:
-        if isinstance(change, ShapeChange):
-            return await asyncio.to_thread(self._fabric.change, change.link, change.source, change.shape)
-        assert self._traffic is not None, "opened with the events that need it"
-        act = self._traffic.start if change.starts else self._traffic.stop
-        return await asyncio.to_thread(act, change.link, change.source, change.traffic)
 
     def _report(self, change: Change, at_s: float) -> None:
         self._ledger.record(

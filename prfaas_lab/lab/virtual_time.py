@@ -21,6 +21,10 @@ class Deadlock(LabError):
     """Every task waits for another; virtual time cannot move on."""
 
 
+_POLL_EVERY = 256
+"""Rounds between two real polls: only signals come from outside, and a poll costs as much as a round."""
+
+
 class _TimelessSelector(selectors.SelectSelector):
     """Polls without waiting; what it was asked to wait for is added to the clock."""
 
@@ -28,16 +32,19 @@ class _TimelessSelector(selectors.SelectSelector):
         super().__init__()
         self.now_s = 0.0
         self.stuck = False
+        self._rounds = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready:
-            return ready
+        self._rounds += 1
+        if timeout is None or self._rounds % _POLL_EVERY == 0:
+            ready = super().select(0)
+            if ready:
+                return ready
         if timeout is None:
             self.stuck = True
-        else:
-            self.now_s += max(0.0, timeout)
-        return ready
+        elif timeout > 0.0:
+            self.now_s += timeout
+        return []
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):

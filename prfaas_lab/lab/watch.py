@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.network import Fabric
+from prfaas_lab.fabric.shape import Counters, Shape
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
@@ -17,6 +19,16 @@ LINK_INTERVAL_S = 0.1
 ENGINE_INTERVAL_S = 0.5
 MACHINE_INTERVAL_S = 0.5
 _TIMER_PROBE_S = 0.05
+
+
+class Links(Protocol):
+    """What can be read of a network, emulated or simulated."""
+
+    directions: tuple[tuple[str, str], ...]
+
+    def shape(self, link: str, source: str) -> Shape: ...
+
+    def counters(self, link: str, source: str) -> Counters: ...
 
 
 async def watch_links(fabric: Fabric, ledger: Ledger) -> None:
@@ -28,11 +40,12 @@ async def watch_links(fabric: Fabric, ledger: Ledger) -> None:
 
 async def sample_links(fabric: Fabric, ledger: Ledger) -> None:
     """Read every direction once. Before the workload starts this is what its traffic counts from."""
-    for sample in await asyncio.to_thread(_read_links, fabric, ledger):
+    for sample in await asyncio.to_thread(read_links, fabric, ledger):
         ledger.record(sample)
 
 
-def _read_links(fabric: Fabric, ledger: Ledger) -> list[ev.LinkSampled]:
+def read_links(fabric: Links, ledger: Ledger) -> list[ev.LinkSampled]:
+    """What every direction has carried until now."""
     samples = []
     for link, source in fabric.directions:
         counters = fabric.counters(link, source)
@@ -52,12 +65,17 @@ def _read_links(fabric: Fabric, ledger: Ledger) -> list[ev.LinkSampled]:
 
 
 async def watch_engines(engines: Iterable[Engine], ledger: Ledger) -> None:
-    """Every live engine's own account of itself. One that does not answer is skipped: its end, if
-    it has ended, is told by the zygote."""
+    """Every live engine's own account of itself, for as long as it is left to run."""
     engines = tuple(engines)
     while True:
-        await asyncio.gather(*(_sample_engine(engine, ledger) for engine in engines if engine.alive))
+        await sample_engines(engines, ledger)
         await asyncio.sleep(ENGINE_INTERVAL_S)
+
+
+async def sample_engines(engines: Iterable[Engine], ledger: Ledger) -> None:
+    """Ask every live engine once. One that does not answer is skipped: its end, if it has ended, is
+    told by the zygote."""
+    await asyncio.gather(*(_sample_engine(engine, ledger) for engine in engines if engine.alive))
 
 
 async def _sample_engine(engine: Engine, ledger: Ledger) -> None:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from prfaas_lab.fabric.network import DATA_PORT, Fabric
+from typing import Protocol
+
+from prfaas_lab.fabric.network import DATA_PORT
+from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.router.values import PathView
 from prfaas_lab.spec.topology import Topology
+
+
+class Net(Protocol):
+    """What must be known of a network, emulated or simulated."""
+
+    topology: Topology
+
+    def path(self, source: str, destination: str) -> tuple[tuple[str, str], ...]: ...
+
+    def endpoint(self, source: str, destination: str) -> str: ...
+
+    def shape(self, link: str, source: str) -> Shape: ...
 
 
 class Ways:
     """Reads the network that is up: addresses to dial, and how each PrfaaS -> local path is now."""
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Net) -> None:
         self._fabric = fabric
         topology = fabric.topology
         self._pairs = [

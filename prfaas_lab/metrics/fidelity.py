@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prfaas_lab.metrics.events import RunStarted
-from prfaas_lab.metrics.handover import SKEW_S, Violation, violations
-from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.handover import SKEW_S
 from prfaas_lab.metrics.resources import Direction
 from prfaas_lab.metrics.tally import Tally
+from prfaas_lab.metrics.totals import Totals
 from prfaas_lab.units import format_duration, format_rate
 
 LATE_CHANGE_S = 0.1
@@ -31,16 +31,17 @@ class Fidelity:
     reasons: tuple[str, ...]
 
 
-def judge(tally: Tally) -> Fidelity:
-    """The verdict on a run that is over; a request still in flight is lost."""
-    broken = [violation for record in tally.requests.values() for violation in violations(record)]
-    invalid = [*_mismatches(tally), *_losses(tally, broken), *_bypasses(tally)]
+def judge(tally: Tally, totals: Totals | None = None) -> Fidelity:
+    """The verdict on a run that is over; a request still in flight is lost. `totals` are the tally's,
+    where they are at hand."""
+    totals = tally.totals() if totals is None else totals
+    invalid = [*_mismatches(tally), *_losses(tally, totals), *_bypasses(tally, totals)]
     suspect = [
         *_strained_machine(tally),
         *_bunched_tokens(tally),
         *_links_off_spec(tally),
         *_late_changes(tally),
-        *_disorder(broken),
+        *_disorder(totals),
         *_dead_engines(tally),
         *_unverified(tally),
     ]
@@ -56,46 +57,24 @@ def _mismatches(tally: Tally) -> Iterator[str]:
         yield f"{wrong} of {compared} verified outputs differ from one-process generation"
 
 
-def _losses(tally: Tally, broken: list[Violation]) -> Iterator[str]:
+def _losses(tally: Tally, totals: Totals) -> Iterator[str]:
     if tally.in_flight:
         yield f"{_count(tally.in_flight, 'request')} neither completed nor failed"
     for kind, what in (("bytes", "lost KVCache bytes"), ("account", "badly accounted for")):
-        texts = [violation.text for violation in broken if violation.kind == kind]
-        if texts:
-            yield f"{_count(len(texts), 'request')} {what} ({_few(texts)})"
+        broken = totals.broken.get(kind)
+        if broken:
+            yield f"{_count(broken.count, 'request')} {what} ({_few(broken.texts)})"
 
 
-def _bypasses(tally: Tally) -> Iterator[str]:
+def _bypasses(tally: Tally, totals: Totals) -> Iterator[str]:
     """KVCache that crossed between two datacenters must show in the counters of a link between."""
-    sites = _engine_sites(tally)
-    for (source, destination), payload in _payloads(tally, sites).items():
+    for (source, destination), payload in totals.payloads.items():
         carried = [d.carried_bytes for d in _directions_out(tally, source, destination) if d.last]
         if carried and sum(carried) < payload:
             yield (
                 f"{source} sent {payload} bytes of KVCache to {destination}, but the links between"
                 f" them counted {sum(carried)}: traffic went around the shaped link"
             )
-
-
-def _engine_sites(tally: Tally) -> dict[str, str]:
-    planned = {name: site for name, site, _ in tally.run.engines} if tally.run else {}
-    return planned | {e.name: e.started.datacenter for e in tally.engines.values() if e.started}
-
-
-def _payloads(tally: Tally, sites: dict[str, str]) -> dict[tuple[str, str], int]:
-    payloads: dict[tuple[str, str], int] = {}
-    for record in tally.requests.values():
-        ends = _crossing(record, sites)
-        if ends:
-            payloads[ends] = payloads.get(ends, 0) + record.received_bytes
-    return payloads
-
-
-def _crossing(record: RequestRecord, sites: dict[str, str]) -> tuple[str, str] | None:
-    source, destination = sites.get(record.source or ""), sites.get(record.destination or "")
-    if source is None or destination is None or source == destination:
-        return None
-    return source, destination
 
 
 def _directions_out(tally: Tally, source: str, destination: str) -> list[Direction]:
@@ -156,11 +135,11 @@ def _late_changes(tally: Tally) -> Iterator[str]:
         )
 
 
-def _disorder(broken: list[Violation]) -> Iterator[str]:
-    texts = [violation.text for violation in broken if violation.kind == "order"]
-    if texts:
+def _disorder(totals: Totals) -> Iterator[str]:
+    broken = totals.broken.get("order")
+    if broken:
         skew = format_duration(SKEW_S)
-        yield f"{_count(len(texts), 'stamp')} out of order by more than {skew} ({_few(texts)})"
+        yield f"{_count(broken.count, 'stamp')} out of order by more than {skew} ({_few(broken.texts)})"
 
 
 def _dead_engines(tally: Tally) -> Iterator[str]:

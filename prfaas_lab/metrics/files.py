@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
 from prfaas_lab.metrics.codec import encode
 from prfaas_lab.metrics.events import Event
-from prfaas_lab.metrics.handover import handover, violations
+from prfaas_lab.metrics.handover import LEGS, handover, violations
 from prfaas_lab.metrics.requests import RequestRecord
 
 FLUSH_S = 1.0
@@ -64,24 +64,41 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(half, path)
 
 
+class RequestWriter:
+    """Writes a request's row as soon as it is over. Whoever opens it closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = path.open("w", encoding="utf-8")
+
+    def __call__(self, record: RequestRecord) -> None:
+        self._file.write(_to_json(request_row(record)) + "\n")
+
+    def __enter__(self) -> RequestWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
 def write_requests(path: Path, records: Iterable[RequestRecord]) -> None:
     """One line of JSON per request, streamed."""
-    with path.open("w", encoding="utf-8") as file:
+    with RequestWriter(path) as write:
         for record in records:
-            file.write(json.dumps(request_row(record), allow_nan=False, ensure_ascii=False) + "\n")
+            write(record)
+
+
+_FIELDS = tuple(field.name for field in fields(RequestRecord) if field.name != "gaps_s")
+_to_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False).encode
 
 
 def request_row(record: RequestRecord) -> dict[str, Any]:
     """A request's stamps, counts and latencies, its hand-over ledger, and the laws it broke."""
     legs = handover(record)
-    return {
-        **{field.name: getattr(record, field.name) for field in fields(record) if field.name != "gaps_s"},
-        "ttft_ms": _ms(record.ttft_s),
-        "tpot_ms": _ms(record.tpot_s),
-        "e2el_ms": _ms(record.e2el_s),
-        "handover": asdict(legs) if legs else None,
-        "violations": [violation.text for violation in violations(record)],
-    }
+    row = {name: getattr(record, name) for name in _FIELDS}
+    row["ttft_ms"], row["tpot_ms"], row["e2el_ms"] = map(_ms, (record.ttft_s, record.tpot_s, record.e2el_s))
+    row["handover"] = None if legs is None else {leg: getattr(legs, leg) for leg in LEGS}
+    row["violations"] = [violation.text for violation in violations(record)]
+    return row
 
 
 def _ms(value_s: float | None) -> float | None:

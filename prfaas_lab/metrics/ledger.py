@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prfaas_lab.metrics.events import Event
+from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.tally import Tally
 
 Subscriber = Callable[[Event], Any]
@@ -18,8 +19,12 @@ class Ledger:
     `started_at` its reading at the run's start.
     """
 
-    def __init__(self, clock: Callable[[], float], started_at: float) -> None:
-        self.tally = Tally()
+    def __init__(
+        self, clock: Callable[[], float], started_at: float,
+        *, retire: Callable[[RequestRecord], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`retire` takes the record of each request that has ended, which is then forgotten."""
+        self.tally = Tally(retire)
         self._clock, self._started_at = clock, started_at
         self._subscribers: list[Subscriber] = []
 

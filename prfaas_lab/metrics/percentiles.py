@@ -7,6 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 RELATIVE_ERROR = 0.005
 """A sketch's percentile lies within this share of a true value."""
@@ -105,24 +106,34 @@ class Sketch:
 
 
 class Samples:
-    """Values kept exactly (four bytes each) while they are few, and as a sketch beyond `limit`."""
+    """Values kept exactly while they are few, and as a sketch beyond `limit`. `typecode` is that of an
+    array: `f` takes four bytes a value, `d` eight and loses nothing."""
 
-    def __init__(self, limit: int = 1_000_000) -> None:
-        self._limit = limit
-        self._exact = array("f")
+    def __init__(self, limit: int = 1_000_000, typecode: Literal["f", "d"] = "f") -> None:
+        self._limit, self._typecode = limit, typecode
+        self._exact = array(typecode)
         self._sketch: Sketch | None = None
 
     def __len__(self) -> int:
         return self._sketch.count if self._sketch else len(self._exact)
 
-    def extend(self, values: Iterable[float]) -> None:
+    def add(self, value: float) -> None:
         if self._sketch is None:
-            self._exact.extend(values)
-            if len(self._exact) <= self._limit:
-                return
-            values, self._exact, self._sketch = self._exact, array("f"), Sketch()
-        for value in values:
+            self._exact.append(value)
+            if len(self._exact) > self._limit:
+                self._condense()
+        else:
             self._sketch.add(value)
+
+    def extend(self, values: Iterable[float]) -> None:
+        for value in values:
+            self.add(value)
 
     def statistics(self) -> Statistics:
         return self._sketch.statistics() if self._sketch else statistics_of(self._exact)
+
+    def _condense(self) -> None:
+        self._sketch = Sketch()
+        for value in self._exact:
+            self._sketch.add(value)
+        self._exact = array(self._typecode)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from prfaas_lab.metrics.fidelity import judge
-from prfaas_lab.metrics.handover import LEGS, handover
-from prfaas_lab.metrics.percentiles import Statistics, statistics_of
-from prfaas_lab.metrics.requests import RequestRecord, cause
+from prfaas_lab.metrics.percentiles import Samples, Statistics
 from prfaas_lab.metrics.resources import Direction, Engine
 from prfaas_lab.metrics.tally import Tally
+from prfaas_lab.metrics.totals import Totals
 
 Json = dict[str, Any]
 """What `json.dumps(..., allow_nan=False)` takes; what is undefined is None."""
@@ -20,15 +17,15 @@ Json = dict[str, Any]
 
 def summarize(tally: Tally) -> Json:
     """The summary of a run that is over. Latencies and throughputs are those of completed requests."""
-    completed = [record for record in tally.requests.values() if record.outcome == "completed"]
-    fidelity = judge(tally)
+    totals = tally.totals()
+    fidelity = judge(tally, totals)
     return {
         **_identity(tally),
         "fidelity": {"verdict": fidelity.verdict, "reasons": list(fidelity.reasons)},
         **_counts(tally),
-        **_throughput(tally, completed),
-        **_latencies(tally, completed),
-        "handover": _handover(completed),
+        **_throughput(tally, totals),
+        **_latencies(tally, totals),
+        "handover": _handover(totals),
         "verify": {
             "what": tally.run.verify_what if tally.run else None,
             "compared": tally.verified.total(),
@@ -42,7 +39,7 @@ def summarize(tally: Tally) -> Json:
             "p99_timer_lag_ms": _ms(tally.machine.timer_lag.percentile(99)),
             "bunched_token_fraction": tally.bunched_fraction,
         },
-        "failures": _failures(tally),
+        "failures": _failures(totals),
         "versions": dict(tally.run.versions) if tally.run else {},
     }
 
@@ -72,26 +69,25 @@ def _counts(tally: Tally) -> Json:
     }
 
 
-def _throughput(tally: Tally, completed: list[RequestRecord]) -> Json:
-    inputs = sum(record.prompt_tokens for record in completed)
-    outputs = sum(record.emitted_tokens for record in completed)
+def _throughput(tally: Tally, totals: Totals) -> Json:
+    inputs, outputs = totals.input_tokens, totals.output_tokens
     return {
         "total_input_tokens": inputs,
         "total_output_tokens": outputs,
-        "total_cached_tokens": sum(record.cached_tokens or 0 for record in completed),
-        "total_kvcache_bytes": sum(record.received_bytes for record in completed),
-        "request_throughput": _ratio(len(completed), tally.duration_s),
+        "total_cached_tokens": totals.cached_tokens,
+        "total_kvcache_bytes": totals.kvcache_bytes,
+        "request_throughput": _ratio(totals.completed, tally.duration_s),
         "output_throughput": _ratio(outputs, tally.duration_s),
         "total_token_throughput": _ratio(inputs + outputs, tally.duration_s),
     }
 
 
-def _latencies(tally: Tally, completed: list[RequestRecord]) -> Json:
+def _latencies(tally: Tally, totals: Totals) -> Json:
     return {
-        **_named("ttft_ms", statistics_of(_in_ms(record.ttft_s for record in completed))),
-        **_named("tpot_ms", statistics_of(_in_ms(record.tpot_s for record in completed))),
+        **_named("ttft_ms", totals.ttft_ms.statistics()),
+        **_named("tpot_ms", totals.tpot_ms.statistics()),
         **_named("itl_ms", tally.itl_ms.statistics()),
-        **_named("e2el_ms", statistics_of(_in_ms(record.e2el_s for record in completed))),
+        **_named("e2el_ms", totals.e2el_ms.statistics()),
     }
 
 
@@ -99,22 +95,16 @@ def _named(what: str, statistics: Statistics) -> Json:
     return {f"{which}_{what}": value for which, value in asdict(statistics).items()}
 
 
-def _handover(completed: list[RequestRecord]) -> Json:
+def _handover(totals: Totals) -> Json:
     """Mean and p90 of every leg in ms: over all, and apart for offloaded and local requests."""
-    legs = [(record.offloaded, legs) for record in completed if (legs := handover(record))]
-    groups = {
-        "all": [each for _, each in legs],
-        "offloaded": [each for offloaded, each in legs if offloaded],
-        "local": [each for offloaded, each in legs if not offloaded],
-    }
     return {
-        name: {"requests": len(group), **{leg: _leg(getattr(each, leg) for each in group) for leg in LEGS}}
-        for name, group in groups.items()
+        name: {"requests": legs.requests, **{leg: _leg(samples) for leg, samples in legs.samples.items()}}
+        for name, legs in totals.legs.items()
     }
 
 
-def _leg(values: Iterable[float]) -> Json:
-    statistics = statistics_of(values)
+def _leg(samples: Samples) -> Json:
+    statistics = samples.statistics()
     return {"mean": statistics.mean, "p90": statistics.p90}
 
 
@@ -171,19 +161,12 @@ def _engine(tally: Tally, engine: Engine) -> Json:
     }
 
 
-def _failures(tally: Tally) -> list[Json]:
+def _failures(totals: Totals) -> list[Json]:
     """Failures by stage and cause, the commonest first, with the reason of the first of them."""
-    failed = [record for record in tally.requests.values() if record.outcome == "failed"]
-    counts = Counter((record.failure_stage, cause(record.failure_reason)) for record in failed)
-    first = {(r.failure_stage, cause(r.failure_reason)): r.failure_reason for r in reversed(failed)}
     return [
-        {"stage": stage, "reason": first[stage, kind], "count": count}
-        for (stage, kind), count in counts.most_common(20)
+        {"stage": stage, "reason": totals.first_failures[stage, kind], "count": count}
+        for (stage, kind), count in totals.failures.most_common(20)
     ]
-
-
-def _in_ms(values: Iterable[float | None]) -> Iterable[float]:
-    return (1e3 * value for value in values if value is not None)
 
 
 def _ms(value_s: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """Everything a summary or a screen needs to know of a run, folded from its events, one by one.
 
-Memory grows with requests, links and engines, never with tokens or samples.
+Memory grows with requests, links and engines, never with tokens or samples; with requests in flight
+only, when those that have ended are retired.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
+from prfaas_lab.metrics.totals import Totals
 
 BUNCHED_S = 0.0002
 """No decode step is this short: tokens with a smaller gap waited for each other on their way."""
@@ -26,7 +28,12 @@ class Tally:
     """The state of a run after the events so far. The same events give the same tally, live or
     read back from `events.jsonl`."""
 
-    def __init__(self) -> None:
+    def __init__(self, retire: Callable[[RequestRecord], None] | None = None) -> None:
+        """With `retire`, a request's record is handed to it and forgotten as soon as it has ended: for
+        runs of very many requests, which nobody verifies later."""
+        self._retire, self._retired = retire, Totals()
+        self.sites: dict[str, str] = {}
+        """Engine -> datacenter."""
         self.run: ev.RunStarted | None = None
         self.phase: ev.PhaseChanged | None = None
         self.stage: Stage = "before"
@@ -59,6 +66,13 @@ class Tally:
             self._fold_request(event)
         elif (take := _FOLDS.get(type(event))) is not None:
             take(self, event)
+
+    def totals(self) -> Totals:
+        """Sums over all requests so far."""
+        totals = self._retired.copy()
+        for record in self.requests.values():
+            totals.add(record, self.sites)
+        return totals
 
     @property
     def submitted(self) -> int:
@@ -116,6 +130,10 @@ class Tally:
                 self.offloaded += record.offloaded - was_offloaded
             case ev.RequestVerified():
                 self.verified[event.outcome] += 1
+        if self._retire is not None and record.ended_s is not None:
+            del self.requests[record.id]
+            self._retired.add(record, self.sites)
+            self._retire(record)
 
     def _rebucket(self, record: RequestRecord, before: str | None, after: str | None) -> None:
         if before is not None:
@@ -136,6 +154,7 @@ class Tally:
 
     def _started(self, event: ev.RunStarted) -> None:
         self.run, self.policy, self.threshold_tokens = event, event.policy, event.threshold_tokens
+        self.sites.update((engine, site) for engine, site, _ in event.engines)
 
     def _phase(self, event: ev.PhaseChanged) -> None:
         self.phase = event
@@ -159,6 +178,7 @@ class Tally:
 
     def _engine_started(self, event: ev.EngineStarted) -> None:
         self.engine(event.engine).started = event
+        self.sites[event.engine] = event.datacenter
 
     def _engine_died(self, event: ev.EngineDied) -> None:
         self.engine(event.engine).died = event

@@ -1,0 +1,267 @@
+"""A topology whose links are fluid: what `Fabric` is to an emulation, to a simulation.
+
+What is modelled of TCP: goodput is ACHIEVABLE of the rate (headers); a byte takes the path's delay on
+top; windows and random loss bound a transfer (Mathis et al. 1997, over all its connections); a pair's
+first transfer loses the time that slow start takes to reach its pace. Jitter, reordering, duplicates
+and corruption are not: they move single packets, which a fluid does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric.fluid import Flow, Fluid, Piece
+from prfaas_lab.fabric.plan import directions, plan
+from prfaas_lab.fabric.shape import ACHIEVABLE, FRAME_BYTES, Counters, Shape
+from prfaas_lab.spec.topology import GilbertElliott, Topology
+
+Direction = tuple[str, str]
+
+SEGMENT_BYTES = 1448
+INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES
+HANDSHAKE_RTTS = 2.0
+"""Before a new connection's first payload byte: TCP's, and the transport's own."""
+UNSHAPED_BYTES_PER_S = 1.25e9
+"""Of a link without a rate: 10 Gbit/s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """The way of every transfer between two nodes."""
+
+    route: tuple[object, ...]
+    there: tuple[Direction, ...]
+    back: tuple[Direction, ...]
+    intra_s: float
+    """Delay of the engines' own links, one way."""
+
+
+class Transfer:
+    """KVCache on its way; `cancel` gives it up."""
+
+    __slots__ = ("_cancelled", "_flow", "_network", "_timer")
+
+    def __init__(self, network: FluidNetwork) -> None:
+        self._network = network
+        self._flow: Flow | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._flow is not None:
+            self._network.fluid.cancel(self._flow)
+
+
+class FluidNetwork:
+    """Made on the running loop. Nodes are engines, by name."""
+
+    shaper = "fluid"
+    reason = "simulated: links are fluid, shared max-min fairly"
+
+    def __init__(
+        self, topology: Topology, *, scale: float = 1.0, time_scale: float = 1.0, connections: int = 4
+    ) -> None:
+        layout = plan(topology, "", scale=scale, time_scale=time_scale)
+        self.topology, self.fluid = topology, Fluid()
+        self.directions: tuple[Direction, ...] = tuple(layout.shapes)
+        self.changes = 0
+        self._shapes, self._sites = dict(layout.shapes), layout.sites
+        self._homes = {name: dc for dc in topology.datacenters for name in topology.engine_names(dc)}
+        self._window_bytes, self._connections = layout.window_bytes, connections
+        self._traffic: dict[Direction, list[float]] = {}
+        self._greedy: dict[tuple[str, str], Flow] = {}
+        self._met: set[tuple[str, str]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._path = cache(self._find_path)
+        self._hops = cache(lambda source, destination: directions(topology, source, destination))
+        self._most = cache(self._most_of)
+        self._delays = cache(self._delays_of)
+        for direction in self.directions:
+            self._apply(direction)
+        for name, site in self._sites.items():
+            if site.egress_bps is not None:
+                self.fluid.resource(("egress", name), _goodput(site.egress_bps))
+
+    # -- as a fabric ------------------------------------------------------------------------------
+
+    def path(self, source: str, destination: str) -> tuple[Direction, ...]:
+        """The directions that bytes cross from one engine to another, in order."""
+        hops: tuple[Direction, ...] = self._hops(self._homes[source], self._homes[destination])
+        return hops
+
+    def endpoint(self, source: str, destination: str) -> str:
+        """What an engine dials. Raises FabricError when no chain of links joins them."""
+        if self._homes[source] != self._homes[destination] and not self.path(source, destination):
+            raise FabricError(f"no links lead from {source} to {destination}", remedy="add a link")
+        return destination
+
+    def shape(self, link: str, source: str) -> Shape:
+        """The shape in force."""
+        return self._shapes[link, source]
+
+    def change(self, link: str, source: str, shape: Shape) -> float:
+        """Change one direction in place; the loop time, at which it takes effect."""
+        self._shapes[link, source] = shape
+        self.changes += 1
+        self._most.cache_clear()
+        self._delays.cache_clear()
+        self._apply((link, source))
+        return self._loop.time()
+
+    def check(self, link: str, source: str, shape: Shape) -> None:
+        """Any shape will do; what of it is not modelled is said above."""
+
+    def nominal_bps(self, link: str, source: str) -> float | None:
+        """What one direction can carry alone: its rate, or less where the source's egress is capped."""
+        limits = (self.shape(link, source).rate_bps, self._sites[source].egress_bps)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def egress_bps(self, datacenter: str) -> float | None:
+        """The cap on all that leaves a datacenter, in emulated units; None when there is none."""
+        return self._sites[datacenter].egress_bps
+
+    def counters(self, link: str, source: str) -> Counters:
+        """Totals of one direction, headers included; nothing is ever dropped."""
+        carried = math.ceil(self.fluid.carried_bytes((link, source)) / ACHIEVABLE)
+        return Counters(
+            bytes_total=carried,
+            packets_total=math.ceil(carried / FRAME_BYTES),
+            dropped_total=0,
+            backlog_bytes=0,
+        )
+
+    # -- cross traffic ----------------------------------------------------------------------------
+
+    def start_traffic(self, link: str, source: str, traffic: float | str) -> float:
+        """Competing traffic: UDP takes its rate off the link, TCP shares like one more transfer."""
+        direction = (link, source)
+        if isinstance(traffic, str):
+            endless: list[Piece] = [(0.0, 2**62)]
+            self._greedy[direction] = self.fluid.send((direction,), endless, lambda: None)
+        else:
+            self._traffic.setdefault(direction, []).append(traffic)
+            self._apply(direction)
+        return self._loop.time()
+
+    def stop_traffic(self, link: str, source: str, traffic: float | str) -> float:
+        direction = (link, source)
+        if isinstance(traffic, str):
+            self.fluid.cancel(self._greedy.pop(direction))
+        else:
+            self._traffic[direction].remove(traffic)
+            self._apply(direction)
+        return self._loop.time()
+
+    # -- transfers --------------------------------------------------------------------------------
+
+    def send(
+        self, source: str, destination: str, pieces: Iterable[Piece], on_arrived: Callable[[float], None]
+    ) -> Transfer:
+        """Send what an engine makes, piece after piece from now on; `on_arrived(back_s)` when the last
+        byte lies at the other engine, which then takes `back_s` to say so."""
+        transfer, path = Transfer(self), self._path(source, destination)
+
+        def begin() -> None:
+            transfer._flow = self.fluid.send(path.route, made, sent, most=self._most(path))
+
+        def sent() -> None:
+            there_s, back_s = self._delays(path)
+            transfer._timer = self._loop.call_later(there_s, on_arrived, back_s)
+
+        made = list(pieces)
+        if not path.route:
+            there_s, back_s = self._delays(path)
+            making_s = sum(seconds for seconds, _ in made)
+            transfer._timer = self._loop.call_later(making_s + there_s, on_arrived, back_s)
+            return transfer
+        ramp_s = 0.0
+        if (source, destination) not in self._met:
+            self._met.add((source, destination))
+            ramp_s = self._ramp_s(path, made)
+        if ramp_s:
+            made = _late(made, ramp_s)
+            transfer._timer = self._loop.call_later(ramp_s, begin)
+        else:
+            begin()
+        return transfer
+
+    def _ramp_s(self, path: _Path, made: list[Piece]) -> float:
+        """What a new pair's connections lose: handshakes, and doubling each round trip up to the pace
+        that the sender makes or the path carries."""
+        rtt_s = sum(self._delays(path))
+        making_s, size = sum(seconds for seconds, _ in made), sum(size for _, size in made)
+        pace = min(self.fluid.share(path.route), self._most(path), size / making_s if making_s else math.inf)
+        doublings = math.log2(max(1.0, pace * rtt_s / (self._connections * INITIAL_WINDOW_BYTES)))
+        return float(rtt_s * (HANDSHAKE_RTTS + doublings))
+
+    def _find_path(self, source: str, destination: str) -> _Path:
+        here, there = self._homes[source], self._homes[destination]
+        hops, back = self._hops(here, there), self._hops(there, here)
+        route: list[object] = []
+        for engine, way, site in ((source, "out", here), (destination, "in", there)):
+            if (rate_bps := self._sites[site].intra.rate_bps) is not None:
+                self.fluid.resource((engine, way, "nic"), _goodput(rate_bps))
+                route.append((engine, way, "nic"))
+        for direction in hops:
+            if ("egress", direction[1]) not in route and self._sites[direction[1]].egress_bps is not None:
+                route.append(("egress", direction[1]))
+            route.append(direction)
+        intra_s = self._sites[here].intra.delay_s + self._sites[there].intra.delay_s
+        return _Path(route=tuple(route), there=hops, back=back, intra_s=intra_s)
+
+    def _delays_of(self, path: _Path) -> tuple[float, float]:
+        return (
+            path.intra_s + sum(self._shapes[hop].delay_s for hop in path.there),
+            path.intra_s + sum(self._shapes[hop].delay_s for hop in path.back),
+        )
+
+    def _most_of(self, path: _Path) -> float:
+        """Bytes/s of one transfer, as its connections' windows and the loss on its way allow."""
+        rtt_s = sum(self._delays(path))
+        if rtt_s <= 0:
+            return math.inf
+        kept = math.prod(1 - _loss(self._shapes[hop]) for hop in path.there)
+        windows = self._connections * self._window_bytes / rtt_s
+        if kept >= 1:
+            return windows
+        return min(windows, self._connections * SEGMENT_BYTES / rtt_s * math.sqrt(1.5 / (1 - kept)))
+
+    def _apply(self, direction: Direction) -> None:
+        rate_bps = self._shapes[direction].rate_bps
+        nominal = UNSHAPED_BYTES_PER_S if rate_bps is None else _goodput(rate_bps)
+        taken = _goodput(sum(self._traffic.get(direction, ())))
+        self.fluid.resource(direction, max(0.0, nominal - taken))
+
+
+def _goodput(rate_bps: float) -> float:
+    """Payload bytes a second of a nominal rate."""
+    return rate_bps * ACHIEVABLE / 8
+
+
+def _loss(shape: Shape) -> float:
+    loss = shape.loss
+    if isinstance(loss, GilbertElliott):
+        bad = loss.p / (loss.p + loss.r) if loss.p + loss.r else 0.0
+        return bad * loss.loss_bad + (1 - bad) * loss.loss_good
+    return loss
+
+
+def _late(made: list[Piece], late_s: float) -> list[Piece]:
+    """The same pieces, begun so much later: what was made meanwhile is there at once."""
+    ready, left = 0, list(made)
+    while left and late_s > 0.0:
+        seconds, size = left.pop(0)
+        if seconds > late_s:
+            done = round(size * late_s / seconds)
+            left.insert(0, (seconds - late_s, size - done))
+            return [(0.0, ready + done), *left]
+        ready, late_s = ready + size, late_s - seconds
+    return [(0.0, ready), *left]

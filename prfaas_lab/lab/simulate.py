@@ -1,0 +1,237 @@
+"""One run of a scenario on a virtual clock: the control plane of `lab.run`, engines and links reckoned."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
+from prfaas_lab.fabric.fluid_network import FluidNetwork
+from prfaas_lab.fabric.timeline import Change, ShapeChange
+from prfaas_lab.lab.conditions import Conditions, timeline_of
+from prfaas_lab.lab.deployment import meanwhile
+from prfaas_lab.lab.drive import Driver
+from prfaas_lab.lab.engines import Engine, EngineClient
+from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.pacing import Pacing
+from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPrefill
+from prfaas_lab.lab.simulated_pacing import simulated_pacing
+from prfaas_lab.lab.versions import versions
+from prfaas_lab.lab.virtual_time import run_virtual
+from prfaas_lab.lab.watch import read_links, sample_engines
+from prfaas_lab.lab.ways import Ways
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.files import EventWriter, RequestWriter, write_summary
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.run import run_started
+from prfaas_lab.metrics.summary import summarize
+from prfaas_lab.router import DatacenterView, Plan, Route, policy
+from prfaas_lab.spec.dump import dump
+from prfaas_lab.spec.scenario import Resolved
+from prfaas_lab.workload.generate import generate
+from prfaas_lab.workload.request import Request
+
+LINK_INTERVAL_S = 0.1
+LINK_SAMPLES = 20_000
+"""Of one direction in a whole run, at most: a day is sampled less often than a minute."""
+
+Progress = Callable[[Ledger], None]
+"""Told after every request that ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What is asked of a simulation beyond its scenario."""
+
+    out: Path | None = None
+    """Where its files go; None writes none."""
+    events: bool = True
+    """Whether `events.jsonl` is written."""
+    progress: Progress = lambda ledger: None
+
+
+def simulate(resolved: Resolved, asked: Simulation = Simulation()) -> dict[str, Any]:
+    """Run it in virtual time; its summary, the same for the same scenario to the last digit.
+
+    Raises LabError when the scenario cannot be simulated, Deadlock (naming the tasks) when it stalls.
+    """
+    route = policy(resolved.scenario.policy.name)
+    pacing = simulated_pacing(resolved)
+    if asked.out is not None:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        (asked.out / "scenario.yaml").write_text(dump(resolved), encoding="utf-8")
+    with ExitStack() as stack:
+        write: Callable[[RequestRecord], None] = _forget
+        if asked.out is not None:
+            write = stack.enter_context(RequestWriter(asked.out / "requests.jsonl"))
+        ledger = run_virtual(_Run(resolved, asked, route, pacing, write).main())
+        for record in ledger.tally.requests.values():
+            write(record)
+    summary = {**summarize(ledger.tally), "stopped": None}
+    if asked.out is not None:
+        write_summary(asked.out / "summary.json", summary)
+    return summary
+
+
+def _forget(record: RequestRecord) -> None:
+    """Nobody wants its row."""
+
+
+@dataclass(slots=True)
+class _Run:
+    resolved: Resolved
+    asked: Simulation
+    route: Route
+    pacing: Pacing
+    retire: Callable[[RequestRecord], None]
+
+    async def main(self) -> Ledger:
+        ledger = Ledger(asyncio.get_running_loop().time, 0.0, retire=self.retire)
+        with ExitStack() as stack:
+            stack.enter_context(self._written(ledger))
+            try:
+                await self._serve(ledger)
+            except BaseExceptionGroup as errors:
+                raise the_fault(errors) from errors
+            _phase(ledger, "done")
+        return ledger
+
+    @contextmanager
+    def _written(self, ledger: Ledger) -> Iterator[None]:
+        if self.asked.out is None or not self.asked.events:
+            yield
+            return
+        with EventWriter(self.asked.out / "events.jsonl") as writer:
+            ledger.subscribe(writer)
+            yield
+
+    async def _serve(self, ledger: Ledger) -> None:
+        scenario = self.resolved.scenario
+        network = FluidNetwork(self.resolved.topology, scale=scenario.scale, time_scale=scenario.time_scale)
+        started = run_started(self.resolved, at_s=0.0, mode="simulate", shaper="fluid", versions=versions())
+        ledger.record(dataclasses.replace(started, verify_share=0.0))
+        _phase(ledger, "network", network.reason)
+        if scenario.cache == "on" and any(site.cache for site in self.resolved.topology.datacenters.values()):
+            text = "prefix caches are not simulated: every prompt is computed and sent in full"
+            ledger.record(ev.Noted(at_s=0.0, level="warning", text=text))
+        engines = self._engines(network, ledger)
+        service = self._service(engines, network, ledger)
+
+        async def serve(request: Request) -> None:
+            await service.serve(request)
+            self.asked.progress(ledger)
+
+        requests = generate(
+            scenario.workload,
+            seed=scenario.seed,
+            vocab_size=None,
+            duration_s=scenario.duration,
+            time_scale=scenario.time_scale,
+        )
+        conditions = self._conditions(network, ledger)
+        _sample(network, ledger)
+        await sample_engines(engines.values(), ledger)
+        async with meanwhile(self._watch_links(network, ledger), conditions.run()):
+            await Driver(scenario, requests, serve, ledger).run()
+        _sample(network, ledger)
+        await sample_engines(engines.values(), ledger)
+
+    def _engines(self, network: FluidNetwork, ledger: Ledger) -> dict[str, Engine]:
+        landings, engines = Landings(), {}
+        topology = self.resolved.topology
+        for datacenter in topology.datacenters:
+            for name, role in topology.engine_names(datacenter).items():
+                prefills = role == "prefill"
+                client = (
+                    self._prefill(name, datacenter, network, landings)
+                    if prefills
+                    else self._decode(name, datacenter, landings)
+                )
+                engines[name] = Engine(
+                    name=name,
+                    datacenter=datacenter,
+                    role=role,
+                    client=client,
+                    capacity=1 if prefills else self._batch(datacenter),
+                )
+                ledger.record(
+                    ev.EngineStarted(at_s=0.0, engine=name, datacenter=datacenter, role=role, netns="", pid=0)
+                )
+        return engines
+
+    def _prefill(self, name: str, datacenter: str, network: FluidNetwork, landings: Landings) -> EngineClient:
+        settings, pacing = self.resolved.scenario.engine, self.pacing
+        profile, time_scale = pacing.profiles[datacenter], pacing.time_scale
+
+        def prefill_s(tokens: float) -> float:
+            return time_scale * profile.prefill_s(tokens)
+
+        return SimulatedPrefill(
+            name,
+            AnalyticPrefill(prefill_s, max_queue=settings.max_queue),
+            prefill_s=prefill_s,
+            model=pacing.model,
+            chunk_tokens=settings.chunk,
+            network=network,
+            landings=landings,
+        )
+
+    def _decode(self, name: str, datacenter: str, landings: Landings) -> EngineClient:
+        profile, time_scale = self.pacing.profiles[datacenter], self.pacing.time_scale
+        steps = [time_scale * profile.step_s(batch) for batch in range(self._batch(datacenter) + 1)]
+        engine = AnalyticDecode(
+            lambda batch: steps[int(batch)],
+            max_batch=self._batch(datacenter),
+            max_queue=self.resolved.scenario.engine.max_queue,
+        )
+        return SimulatedDecode(name, engine, landings)
+
+    def _batch(self, datacenter: str) -> int:
+        engine = self.resolved.scenario.engine
+        return self.pacing.profiles[datacenter].bs_max if engine.executor == "paced" else engine.max_batch
+
+    def _service(self, engines: dict[str, Engine], network: FluidNetwork, ledger: Ledger) -> Service:
+        topology, model = self.resolved.topology, self.pacing.model
+        return Service(
+            engines=engines,
+            datacenters=tuple(
+                DatacenterView(name=name, role=site.role) for name, site in topology.datacenters.items()
+            ),
+            network=Ways(network),
+            route=self.route,
+            plan=Plan(threshold_tokens=self.resolved.scenario.policy.threshold),
+            expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
+            ledger=ledger,
+        )
+
+    def _conditions(self, network: FluidNetwork, ledger: Ledger) -> Conditions:
+        async def apply(change: Change) -> float:
+            if isinstance(change, ShapeChange):
+                return network.change(change.link, change.source, change.shape)
+            act = network.start_traffic if change.starts else network.stop_traffic
+            return act(change.link, change.source, change.traffic)
+
+        return Conditions(timeline_of(self.resolved, network), ledger, apply=apply, check=network.check)
+
+    async def _watch_links(self, network: FluidNetwork, ledger: Ledger) -> None:
+        scenario = self.resolved.scenario
+        interval_s = max(LINK_INTERVAL_S, scenario.duration * scenario.time_scale / LINK_SAMPLES)
+        while True:
+            await asyncio.sleep(interval_s)
+            _sample(network, ledger)
+
+
+def _sample(network: FluidNetwork, ledger: Ledger) -> None:
+    for sample in read_links(network, ledger):
+        ledger.record(sample)
+
+
+def _phase(ledger: Ledger, name: str, detail: str = "") -> None:
+    ledger.record(ev.PhaseChanged(at_s=ledger.now(), name=name, detail=detail))

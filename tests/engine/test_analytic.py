@@ -1,0 +1,122 @@
+"""Claims about engines that only reckon, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
+from prfaas_lab.errors import EngineError
+from prfaas_lab.lab.virtual_time import run_virtual
+
+
+def at(at_s: float, work: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    async def later() -> Any:
+        await asyncio.sleep(at_s)
+        return await work
+
+    return later()
+
+
+async def decoded(engine: AnalyticDecode, tokens: int) -> tuple[float, float]:
+    sequence = engine.join(tokens)
+    return await sequence.first, await sequence.last
+
+
+def test_prompts_are_computed_one_after_the_other_in_the_order_they_came() -> None:
+    async def main() -> list[tuple[float, float]]:
+        engine = AnalyticPrefill(lambda tokens: tokens / 100, max_queue=8)
+        return await asyncio.gather(
+            at(0.0, engine.run(200, lambda s: None)),
+            at(0.5, engine.run(100, lambda s: None)),
+            at(9.0, engine.run(100, lambda s: None)),
+        )
+
+    assert run_virtual(main()) == [(0.0, 2.0), (2.0, 3.0), (9.0, 10.0)]
+
+
+def test_a_full_prefill_queue_refuses() -> None:
+    async def main() -> None:
+        engine = AnalyticPrefill(lambda tokens: 1.0, max_queue=1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(engine.run(1, lambda s: None))
+            group.create_task(engine.run(1, lambda s: None))
+            with pytest.raises(EngineError, match="1 prompts waiting"):
+                await at(0.5, engine.run(1, lambda s: None))
+
+    run_virtual(main())
+
+
+def test_a_prompt_that_is_given_up_makes_room_for_the_next() -> None:
+    async def main() -> tuple[float, float]:
+        engine = AnalyticPrefill(lambda tokens: float(tokens), max_queue=8)
+        first = asyncio.ensure_future(engine.run(10, lambda s: None))
+        second = asyncio.ensure_future(engine.run(10, lambda s: None))
+        third = asyncio.ensure_future(engine.run(1, lambda s: None))
+        await asyncio.sleep(3.0)
+        second.cancel()
+        first.cancel()
+        await asyncio.wait([first, second])
+        return await third
+
+    assert run_virtual(main()) == (3.0, 4.0)
+
+
+def test_the_first_token_comes_as_the_sequence_joins_and_one_more_a_step() -> None:
+    async def main() -> tuple[float, float]:
+        engine = AnalyticDecode(lambda batch: 0.1, max_batch=4, max_queue=4)
+        return await at(1.0, decoded(engine, 11))
+
+    assert run_virtual(main()) == (1.0, pytest.approx(2.0))
+
+
+def test_who_comes_within_a_step_joins_at_its_end() -> None:
+    async def main() -> tuple[float, float]:
+        engine = AnalyticDecode(lambda batch: 1.0, max_batch=4, max_queue=4)
+        _, late = await asyncio.gather(decoded(engine, 10), at(2.25, decoded(engine, 2)))
+        return late
+
+    assert run_virtual(main()) == (pytest.approx(3.0), pytest.approx(4.0))
+
+
+def test_steps_take_as_long_as_the_batch_of_the_moment_says() -> None:
+    """Alone for 2 steps of 1 s; then two together at 2 s a step until the shorter has its 3 tokens."""
+
+    async def main() -> list[tuple[float, float]]:
+        engine = AnalyticDecode(float, max_batch=4, max_queue=4)
+        return await asyncio.gather(decoded(engine, 7), at(1.5, decoded(engine, 3)))
+
+    (_, long_s), (first_s, short_s) = run_virtual(main())
+    assert (first_s, short_s, long_s) == (2.0, 6.0, 8.0)
+
+
+def test_who_finds_the_batch_full_waits_for_a_place() -> None:
+    async def main() -> list[tuple[float, float]]:
+        engine = AnalyticDecode(lambda batch: 1.0, max_batch=1, max_queue=4)
+        return await asyncio.gather(decoded(engine, 5), decoded(engine, 3))
+
+    assert run_virtual(main()) == [(0.0, 4.0), (4.0, 6.0)]
+
+
+def test_a_sequence_that_is_given_up_frees_its_place_after_the_step_under_way() -> None:
+    async def main() -> tuple[float, float]:
+        engine = AnalyticDecode(lambda batch: 1.0, max_batch=1, max_queue=4)
+        gone = engine.join(100)
+        asyncio.get_running_loop().call_at(2.5, engine.leave, gone)
+        return await at(1.0, decoded(engine, 2))
+
+    assert run_virtual(main()) == (3.0, 4.0)
+
+
+def test_tokens_and_busy_time_add_up() -> None:
+    async def main() -> tuple[int, float]:
+        engine = AnalyticDecode(lambda batch: 0.5, max_batch=3, max_queue=100)
+        await asyncio.gather(*(at(0.3 * n, decoded(engine, n + 1)) for n in range(20)))
+        return engine.stats.tokens_total, engine.stats.busy_s
+
+    tokens, busy_s = run_virtual(main())
+    assert tokens == sum(range(1, 21))
+    assert busy_s == pytest.approx(0.5 * round(busy_s / 0.5))
