@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import aiohttp
 from pydantic import BaseModel
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.stages import read_stages
-from prfaas_lab.router.values import EngineView
+from prfaas_lab.router.values import EngineView, Role
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
 _STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
@@ -83,33 +82,52 @@ class ControlClient:
             raise EngineError(f"refused the order with status {response.status}: {text}", where=self.name)
 
 
-@dataclass(slots=True, kw_only=True)
 class Engine:
     """One engine of the run. The counts are the controller's own, so they are never stale."""
 
-    name: str
-    datacenter: str
-    role: Literal["prefill", "decode"]
-    client: EngineClient
-    capacity: int
-    alive: bool = True
-    waiting_tokens: int = 0
-    orders: set[str] = field(default_factory=set)
+    def __init__(
+        self, *, name: str, datacenter: str, role: Role, client: EngineClient, capacity: int
+    ) -> None:
+        self.name, self.datacenter, self.role = name, datacenter, role
+        self.client, self.capacity = client, capacity
+        self.waiting_tokens = 0
+        self.orders: set[str] = set()
+        self.on_change: Callable[[Engine], None] | None = None
+        """Told whenever the view is no longer what it was."""
+        self._alive = True
+        self._view: EngineView | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        self._alive = alive
+        self.changed()
 
     @property
     def view(self) -> EngineView:
         """As a policy sees it: prompt tokens still to compute, and orders in hand."""
-        running = min(len(self.orders), self.capacity)
-        return EngineView(
-            name=self.name,
-            datacenter=self.datacenter,
-            role=self.role,
-            queued=len(self.orders) - running,
-            running=running,
-            queued_tokens=self.waiting_tokens,
-            capacity=self.capacity,
-            alive=self.alive,
-        )
+        if self._view is None:
+            running = min(len(self.orders), self.capacity)
+            self._view = EngineView(
+                name=self.name,
+                datacenter=self.datacenter,
+                role=self.role,
+                queued=len(self.orders) - running,
+                running=running,
+                queued_tokens=self.waiting_tokens,
+                capacity=self.capacity,
+                alive=self._alive,
+            )
+        return self._view
+
+    def changed(self) -> None:
+        """Something that the view shows is different."""
+        self._view = None
+        if self.on_change is not None:
+            self.on_change(self)
 
     @contextmanager
     def holding(self, request_id: str, prompt_tokens: int) -> Iterator[Hold]:
@@ -128,13 +146,18 @@ class Hold:
         self._engine, self._request_id, self._prompt_tokens = engine, request_id, prompt_tokens
         engine.orders.add(request_id)
         engine.waiting_tokens += prompt_tokens
+        engine.changed()
 
     def release(self) -> None:
         """The engine is done with it. Doing so twice is fine."""
-        self._engine.orders.discard(self._request_id)
+        if self._request_id in self._engine.orders:
+            self._engine.orders.discard(self._request_id)
+            self._engine.changed()
         self.computed()
 
     def computed(self) -> None:
         """Its prompt waits no longer."""
-        self._engine.waiting_tokens -= self._prompt_tokens
-        self._prompt_tokens = 0
+        if self._prompt_tokens:
+            self._engine.waiting_tokens -= self._prompt_tokens
+            self._prompt_tokens = 0
+            self._engine.changed()

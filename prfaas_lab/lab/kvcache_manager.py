@@ -43,6 +43,7 @@ class KVCacheManager:
         best = self.directory.match(prompt)
         return replace(
             view,
+            ranks=None,
             datacenters=tuple(replace(dc, prefix_tokens=best.get(dc.name, 0)) for dc in view.datacenters),
             engines=tuple(replace(e, prefix_tokens=found.get(e.name, 0)) for e in view.engines),
         )

@@ -13,6 +13,7 @@ from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.lab.engines import Engine, Hold
 from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.fleet import Fleet
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
 from prfaas_lab.metrics import events as ev
@@ -42,7 +43,7 @@ class _Flight:
     """What is known of one request's hand-over; its two ends report separately."""
 
     request: Request
-    on_token: OnToken
+    on_token: OnToken | None
     placement: Placement | None = None
     prompt: Prompt | None = None
     stage: str = "route"
@@ -73,8 +74,9 @@ class Service:
         self._caches = caches
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._route, self._expected_bytes, self._ledger = route, expected_bytes, ledger
+        self._fleet = Fleet(engines.values())
 
-    async def serve(self, request: Request, on_token: OnToken = lambda token: None) -> list[int] | None:
+    async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
 
         Cancelled, it records the failure (the cancellation's message is the reason, if it has one) and
@@ -110,8 +112,9 @@ class Service:
         """The deployment now."""
         return View(
             datacenters=self._datacenters,
-            engines=tuple(engine.view for engine in self._engines.values()),
+            engines=self._fleet.views(),
             paths=self._network.paths(),
+            ranks=self._fleet,
         )
 
     def _place(self, request: Request, prompt: Prompt | None) -> Placement:
@@ -254,9 +257,11 @@ class Service:
                 at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=len(tokens)
             )
         )
-        stop_ids = flight.request.sampling.stop_ids
+        on_token, stop_ids = flight.on_token, flight.request.sampling.stop_ids
+        if on_token is None and not stop_ids:
+            return False
         for token in tokens:
-            flight.stopped = flight.on_token(token) is True or token in stop_ids
+            flight.stopped = (on_token is not None and on_token(token) is True) or token in stop_ids
             if flight.stopped:
                 return True
         return False

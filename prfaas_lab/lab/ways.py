@@ -34,7 +34,15 @@ class Ways:
             for local in topology.local
             if _joined(topology, prfaas, local)
         ]
-        self._engines = {name: next(iter(topology.engine_names(name))) for name in topology.datacenters}
+        engines = {name: next(iter(topology.engine_names(name))) for name in topology.datacenters}
+        self._hops = {
+            pair: (
+                fabric.path(engines[pair[0]], engines[pair[1]]),
+                fabric.path(engines[pair[1]], engines[pair[0]]),
+            )
+            for pair in self._pairs
+        }
+        self._known: dict[tuple[str, str], tuple[tuple[Shape, ...], PathView]] = {}
 
     def data_address(self, source: str, destination: str) -> tuple[str, int]:
         """Host and port to dial from one engine to reach another's receiver."""
@@ -46,18 +54,22 @@ class Ways:
 
     def path(self, source: str, destination: str) -> PathView:
         """The narrowest rate on the way, and the delay there and back."""
-        fabric = self._fabric
-        there = fabric.path(self._engines[source], self._engines[destination])
-        back = fabric.path(self._engines[destination], self._engines[source])
-        rates = [rate for step in there if (rate := fabric.shape(*step).rate_bps) is not None]
+        there, back = self._hops[source, destination]
+        shapes = tuple(self._fabric.shape(*hop) for hop in (*there, *back))
+        known = self._known.get((source, destination))
+        if known is not None and known[0] == shapes:
+            return known[1]
+        rates = [shape.rate_bps for shape in shapes[: len(there)] if shape.rate_bps is not None]
         rate_bps = min(rates, default=None)
-        return PathView(
+        view = PathView(
             source=source,
             destination=destination,
             rate_bps=rate_bps,
-            rtt_s=sum(fabric.shape(*step).delay_s for step in (*there, *back)),
+            rtt_s=sum(shape.delay_s for shape in shapes),
             up=rate_bps != 0,
         )
+        self._known[source, destination] = shapes, view
+        return view
 
 
 def _joined(topology: Topology, source: str, destination: str) -> bool:

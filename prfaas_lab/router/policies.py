@@ -9,7 +9,16 @@ from __future__ import annotations
 import difflib
 
 from prfaas_lab.errors import LabError
-from prfaas_lab.router.values import EngineView, PathView, Placement, Plan, Route, View
+from prfaas_lab.router.values import (
+    EngineView,
+    PathView,
+    Placement,
+    Plan,
+    Route,
+    View,
+    decode_rank,
+    prefill_rank,
+)
 from prfaas_lab.workload.request import Request
 
 
@@ -38,7 +47,7 @@ def threshold(request: Request, view: View, plan: Plan) -> Placement:
 def local_only(request: Request, view: View, plan: Plan) -> Placement:
     """Every prefill in the decode engine's own datacenter: homogeneous PD disaggregation."""
     decode = _decode_engine(view, with_prefill=True)
-    engine = _idlest(_prefill_engines(view, decode.datacenter))
+    engine = view.idlest("prefill", decode.datacenter)
     if engine is None:
         raise NoPlacement(
             f"no live prefill engine in {decode.datacenter}",
@@ -51,7 +60,7 @@ def local_only(request: Request, view: View, plan: Plan) -> Placement:
 def remote_all(request: Request, view: View, plan: Plan) -> Placement:
     """Every prefill on PrfaaS: the paper's naive heterogeneous baseline. Never falls back."""
     decode = _decode_engine(view)
-    engine = _idlest(_remote_prefill_engines(view, decode.datacenter))
+    engine = _remote_prefill(view, decode.datacenter)
     if engine is None:
         raise NoPlacement(
             f"no live PrfaaS engine with a path to {decode.datacenter}",
@@ -78,8 +87,8 @@ def policy(name: str) -> Route:
 def _place(
     request: Request, view: View, decode: EngineView, *, prefer_remote: bool, reason: str
 ) -> Placement:
-    local = _idlest(_prefill_engines(view, decode.datacenter))
-    remote = _idlest(_remote_prefill_engines(view, decode.datacenter))
+    local = view.idlest("prefill", decode.datacenter)
+    remote = _remote_prefill(view, decode.datacenter)
     first, second = (remote, local) if prefer_remote else (local, remote)
     if first is not None:
         return _placement(request, view, first, decode, reason)
@@ -107,34 +116,21 @@ def _uncached_tokens(request: Request, view: View, datacenter: str) -> int:
 
 
 def _decode_engine(view: View, *, with_prefill: bool = False) -> EngineView:
-    engines = [e for e in view.engines if e.role == "decode" and e.alive]
+    engines = [e for dc in view.datacenters if (e := view.idlest("decode", dc.name)) is not None]
     if with_prefill:
-        homes = {e.datacenter for e in view.engines if e.role == "prefill" and e.alive}
-        engines = [e for e in engines if e.datacenter in homes] or engines
+        engines = [e for e in engines if view.idlest("prefill", e.datacenter) is not None] or engines
     if not engines:
         raise NoPlacement("no live decode engine", remedy="see the engines' logs in the run's directory")
-    return min(engines, key=lambda e: ((e.running + e.queued) / e.capacity, -e.prefix_tokens, e.name))
+    return min(engines, key=decode_rank)
 
 
-def _prefill_engines(view: View, datacenter: str) -> list[EngineView]:
-    return [e for e in view.engines if e.role == "prefill" and e.alive and e.datacenter == datacenter]
-
-
-def _remote_prefill_engines(view: View, datacenter: str) -> list[EngineView]:
-    prfaas = {dc.name for dc in view.datacenters if dc.role == "prfaas"}
+def _remote_prefill(view: View, datacenter: str) -> EngineView | None:
+    """The idlest live PrfaaS engine with a path to a datacenter."""
     reachable = {p.source for p in view.paths if p.destination == datacenter and _passable(p)}
-    return [
-        e for e in view.engines
-        if e.role == "prefill" and e.alive and e.datacenter in prfaas & reachable
-    ]  # fmt: skip
+    sites = [dc.name for dc in view.datacenters if dc.role == "prfaas" and dc.name in reachable]
+    engines = [e for name in sites if (e := view.idlest("prefill", name)) is not None]
+    return min(engines, key=prefill_rank, default=None)
 
 
 def _passable(path: PathView) -> bool:
     return path.up and path.rate_bps != 0
-
-
-def _idlest(engines: list[EngineView]) -> EngineView | None:
-    """The one that has least to compute until a prompt whose beginning it may hold is done."""
-    return min(
-        engines, key=lambda e: (e.queued_tokens - e.prefix_tokens, e.queued + e.running, e.name), default=None
-    )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from prfaas_lab.workload.request import Request
+
+Role = Literal["prefill", "decode"]
+Rank = tuple[float, int, str]
+"""What engines are ordered by; the name decides between equals, so that no two rank alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +20,7 @@ class EngineView:
 
     name: str
     datacenter: str
-    role: Literal["prefill", "decode"]
+    role: Role
     queued: int = 0
     running: int = 0
     queued_tokens: int = 0
@@ -46,6 +50,24 @@ class PathView:
     up: bool = True
 
 
+def prefill_rank(engine: EngineView) -> Rank:
+    """The engine that has least to compute until a prompt whose beginning it may hold is done is first."""
+    return engine.queued_tokens - engine.prefix_tokens, engine.queued + engine.running, engine.name
+
+
+def decode_rank(engine: EngineView) -> Rank:
+    """The emptiest engine is first; of equals, the one that need be sent least."""
+    return (engine.running + engine.queued) / engine.capacity, -engine.prefix_tokens, engine.name
+
+
+class Ranks(Protocol):
+    """The same engines in order of their ranks, for deployments too large to go through at each request."""
+
+    def idlest(self, role: Role, datacenter: str) -> EngineView | None:
+        """The live engine of a datacenter that ranks first in its role."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """The deployment at the moment of a decision."""
@@ -53,6 +75,16 @@ class View:
     datacenters: tuple[DatacenterView, ...]
     engines: tuple[EngineView, ...]
     paths: tuple[PathView, ...] = ()
+    ranks: Ranks | None = field(default=None, compare=False, repr=False)
+    """Says nothing that `engines` does not; None where ranks depend on the request (prefix caches)."""
+
+    def idlest(self, role: Role, datacenter: str) -> EngineView | None:
+        """The live engine of a datacenter that ranks first in its role (`prefill_rank`, `decode_rank`)."""
+        if self.ranks is not None:
+            return self.ranks.idlest(role, datacenter)
+        rank = prefill_rank if role == "prefill" else decode_rank
+        alive = (e for e in self.engines if e.role == role and e.alive and e.datacenter == datacenter)
+        return min(alive, key=rank, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
