@@ -8,7 +8,7 @@ import sys
 import typer
 
 from prfaas_lab import __version__
-from prfaas_lab.cli import files, machine, scenario, transfer
+from prfaas_lab.cli import files, machine, scenario, serve, transfer
 from prfaas_lab.cli.plan import plan
 from prfaas_lab.cli.simulate import simulate
 from prfaas_lab.errors import LabError, SpecError
@@ -27,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(scenario.scenario)
+app.command()(serve.serve)
+app.add_typer(serve.ctl, name="ctl")
 app.command()(simulate)
 app.command()(files.validate)
 app.command()(files.schema)

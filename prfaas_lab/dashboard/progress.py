@@ -47,7 +47,7 @@ def _starting(state: ScreenState) -> Progress:
 def _running(state: ScreenState) -> Progress:
     """Arrivals end with the duration or with the last request asked for, whichever is first."""
     run, elapsed_s = state.tally.run, state.now_s - (state.tally.started_s or 0.0)
-    if run is None:
+    if run is None or run.mode == "serve":  # it ends when somebody stops it
         return Progress(phase="running", fraction=None, elapsed_s=elapsed_s, left_s=None)
     by_time = elapsed_s / run.duration_s if run.duration_s > 0 else 0.0
     by_count = state.tally.submitted / run.requests if run.requests else 0.0

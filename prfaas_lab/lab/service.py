@@ -55,7 +55,8 @@ class _Flight:
 
 
 class Service:
-    """Serves requests on the engines of a run. `plan` may be replaced at any time, in one assignment."""
+    """Serves requests on the engines of a run. `plan` and `route` may be replaced at any time, in one
+    assignment each."""
 
     def __init__(
         self,
@@ -70,11 +71,11 @@ class Service:
         caches: KVCacheManager | None = None,
     ) -> None:
         """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache."""
-        self.plan = plan
+        self.plan, self.route = plan, route
         self._caches = caches
         self._engines, self._datacenters, self._network = engines, datacenters, network
-        self._route, self._expected_bytes, self._ledger = route, expected_bytes, ledger
         self._fleet = Fleet(engines.values())
+        self._expected_bytes, self._ledger = expected_bytes, ledger
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
@@ -121,7 +122,7 @@ class Service:
         plan, ledger, view = self.plan, self._ledger, self.view()
         if self._caches is not None and prompt is not None:
             view = self._caches.matched(view, prompt)
-        placement = self._route(request, view, plan)
+        placement = self.route(request, view, plan)
         ledger.record(
             ev.RequestRouted(
                 at_s=ledger.now(),

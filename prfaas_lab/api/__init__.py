@@ -1,0 +1,1 @@
+"""The door for other programs: an OpenAI-compatible HTTP endpoint, Prometheus metrics, live control."""
