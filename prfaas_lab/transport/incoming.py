@@ -117,21 +117,25 @@ class Incoming:
         self.progress_at = now
 
     def place(self, carrier: Carrier, pieces: list[Piece]) -> list[memoryview]:
-        """Where the pieces of a frame go; those that are here already go nowhere. Raises SegmentRefused."""
+        """Where the pieces of a frame go. Raises SegmentRefused."""
         if not self._first_byte_at:
             self._first_byte_at = self._clock()
         return [self._place(carrier, *piece) for piece in pieces]
 
-    def arrived(self, pieces: list[Piece], now: float) -> None:
-        """A frame lies checked in its places."""
+    def arrived(self, carrier: Carrier, pieces: list[Piece], places: list[memoryview], now: float) -> None:
+        """A frame lies checked in the places that `place` gave."""
         self.progress_at = now
         partial = self._partial
-        for layer, part, chunk, total, offset, length in pieces:
+        for (layer, part, chunk, total, offset, length), place in zip(pieces, places, strict=True):
             key = layer, part, chunk
             segment = partial.get(key)
             if segment is None or offset in segment.arrived:
                 continue  # it came twice, or its segment has just turned out to overlap itself
-            segment.placing.pop(offset, None)
+            filler = segment.placing.pop(offset, None)
+            if filler is not carrier:
+                if filler is not None:
+                    filler.divert(refetch=True)
+                segment.destination[offset : offset + length] = place
             segment.arrived[offset] = length
             segment.arrived_bytes += length
             self.arrived_bytes += length
@@ -139,16 +143,17 @@ class Incoming:
                 self._complete(key, segment)
         self._complete_if_whole()
 
-    def spoiled(self, pieces: list[Piece]) -> None:
+    def spoiled(self, carrier: Carrier, pieces: list[Piece]) -> None:
         """A frame's payload is not what was sent."""
         self.retried += 1
-        self.displaced(pieces)
+        self.displaced(carrier, pieces)
 
-    def displaced(self, pieces: list[Piece]) -> None:
+    def displaced(self, carrier: Carrier, pieces: list[Piece]) -> None:
         """A frame will not arrive at its places, which are free again."""
         for piece in pieces:
-            if (segment := self._partial.get(piece[:3])) is not None:
-                segment.placing.pop(piece.offset, None)
+            segment = self._partial.get(piece[:3])
+            if segment is not None and segment.placing.get(piece.offset) is carrier:
+                del segment.placing[piece.offset]
 
     def finished(self, segments: int, size_bytes: int, now: float) -> None:
         """The sender said what the whole transfer is."""
@@ -186,15 +191,13 @@ class Incoming:
             raise SegmentRefused(
                 f"{SegmentKey(*key)}: bytes {offset}+{length} of {total} do not fit its {size}"
             )
-        if offset in segment.arrived:
-            return self._again(length)
-        other = segment.placing.get(offset)
-        if other is not None and other is not carrier:
-            other.divert(refetch=True)  # two connections never write the same memory: the newer one does
+        if offset in segment.arrived or offset in segment.placing:
+            return self._again(length)  # two connections never write the same memory
         segment.placing[offset] = carrier
         return segment.destination[offset : offset + length] if length < total else segment.destination
 
     def _again(self, length: int) -> memoryview:
+        """Memory for a piece that is here, or arriving on another connection, which may be slower."""
         self.retried += 1
         return memoryview(bytearray(length))
 

@@ -128,9 +128,9 @@ class Inlet:
         incoming, self._placing = self._placing, None
         if incoming is not None:
             if digest(places) == header.value:
-                incoming.arrived(self._pieces, self._loop.time())
+                incoming.arrived(self, self._pieces, places, self._loop.time())
             else:
-                incoming.spoiled(self._pieces)
+                incoming.spoiled(self, self._pieces)
                 self._refetch = True
         if self._refetch:
             self._answer(encode(Kind.NACK, value=index))
@@ -174,7 +174,7 @@ class Inlet:
     def divert(self, *, refetch: bool) -> None:
         """Also when the connection is lost: the places are free for another to fill."""
         if self._placing is not None:
-            self._placing.displaced(self._pieces)
+            self._placing.displaced(self, self._pieces)
         self._decoder.divert(self._scratch)
         self._placing, self._refetch = None, refetch
 

@@ -38,10 +38,24 @@ class Sent:
     """Frames sent more than once: damaged on the way, or on a connection that died."""
 
 
-class Frame:
-    """A piece of work for a connection: a header, and views of the caller's memory."""
+@dataclass(slots=True)
+class Fate:
+    """What became of a frame, shared by all its copies."""
 
-    __slots__ = ("attempts", "header", "kind", "outgoing", "payload_bytes", "payloads")
+    copies: int = 1
+    """Queued, or on a connection and neither acknowledged nor failed."""
+    has_arrived: bool = False
+    tried_at: float = 0.0
+    """When a connection last took one."""
+
+
+class Frame:
+    """A piece of work for a connection: a header, and views of the caller's memory.
+
+    A frame that is slow to arrive may be copied to another connection; the first to arrive counts.
+    """
+
+    __slots__ = ("attempts", "fate", "header", "kind", "outgoing", "payload_bytes", "payloads")
 
     def __init__(
         self,
@@ -54,10 +68,28 @@ class Frame:
         self.outgoing, self.kind, self.header = outgoing, kind, header
         self.payloads, self.payload_bytes = payloads, payload_bytes
         self.attempts = 0
+        self.fate = Fate()
 
     @property
     def size_bytes(self) -> int:
         return len(self.header) + self.payload_bytes
+
+    def copy(self) -> Frame:
+        """The same frame, for another connection."""
+        copy = Frame(self.outgoing, self.kind, self.header, self.payloads, self.payload_bytes)
+        copy.attempts, copy.fate = self.attempts, self.fate
+        return copy
+
+    def arrived(self) -> bool:
+        """True for the first copy that the receiver has."""
+        is_first, self.fate.has_arrived = not self.fate.has_arrived, True
+        self.fate.copies -= 1
+        return is_first
+
+    def failed(self) -> bool:
+        """True when it has to go again: no copy arrived, and none is under way."""
+        self.fate.copies -= 1
+        return not self.fate.has_arrived and self.fate.copies == 0
 
 
 class Way(Protocol):
@@ -90,6 +122,7 @@ class Outgoing:
         self._keys: set[Key] = set()
         self._finish_due = False
         self._finish_at: float | None = None
+        self._finish_frame: Frame | None = None
         self._first_byte_at: float | None = None
         self._ended = asyncio.Event()
         self._error: TransportError | None = None
@@ -173,18 +206,26 @@ class Outgoing:
         """Something was handed over and the peer's answer to it is still to come."""
         return not self.ended and (self._finish_at is not None or self.acked_bytes < self.enqueued_bytes)
 
+    def finish_is_overdue(self, before: float) -> bool:
+        """Everything is acknowledged, and the finish was sent before a time and not answered."""
+        frame = self._finish_frame
+        answered = self.ended or self._finish_due or self.acked_bytes < self.enqueued_bytes
+        return frame is not None and not answered and frame.fate.tried_at < before
+
     def next_frame(self, limit_bytes: int) -> Frame | None:
         """The next frame to go on any connection, of at most `limit_bytes` if it is cut now: first
         what has to go again, last the finish."""
-        if self._again:
-            return self._again.popleft()
+        while self._again:
+            if not (frame := self._again.popleft()).fate.has_arrived:
+                return frame
         if self._waiting:
             return self._cut(limit_bytes)
         if self._finish_due:
             self._finish_due = False
             segments, size = len(self._keys), self.enqueued_bytes
             header = encode(Kind.FINISH, transfer=self.number, extra=segments, value=size)
-            return Frame(self, Kind.FINISH, header)
+            self._finish_frame = Frame(self, Kind.FINISH, header)
+            return self._finish_frame
         return None
 
     def attach_frame(self) -> Frame:
@@ -205,12 +246,13 @@ class Outgoing:
         self._room.set()
 
     def again(self, frame: Frame) -> None:
-        """A frame was damaged, or its connection died: it goes out before anything new."""
+        """A frame failed, or is a copy of one that is slow: it goes out before anything new."""
+        frame.fate.copies += 1
         self.retried += 1
         self._again.append(frame)
 
     def finish_again(self) -> None:
-        """The connection that carried our finish, or would have brought the answer, is gone."""
+        """The connection that carried our finish, or would have brought the answer, is gone or slow."""
         self._finish_due = self._finish_at is not None and not self.ended
 
     def completed(self) -> None:

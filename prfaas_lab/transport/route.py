@@ -27,6 +27,9 @@ from prfaas_lab.transport.sockets import Tasks, prepare, read_exactly, write_all
 from prfaas_lab.transport.stream import SendStream
 
 _BACKOFF_S = (0.02, 1.0)
+_OVERTAKE_INTERVAL_S = 0.025
+_OVERTAKE_PATIENCE_S = 0.05
+"""A frame has had its chance after two round trips and this: twice what it waits in the kernel."""
 _REFUSALS: dict[int, type[TransportError]] = {
     Refusal.UNKNOWN: UnknownTransfer,
     Refusal.SEGMENT: SegmentRefused,
@@ -66,6 +69,7 @@ class Route:
         self._tasks.start(self._keep_connected())
         self._tasks.start(self._watch())
         self._tasks.start(self._sample())
+        self._tasks.start(self._overtake())
 
     # -- for the sender ------------------------------------------------------------------------
 
@@ -132,13 +136,13 @@ class Route:
     def acked(self, stream: SendStream, frames: list[Frame]) -> None:
         self._progress_at = self._loop.time()
         for frame in frames:
-            if not frame.outgoing.ended:
+            if frame.arrived() and not frame.outgoing.ended:
                 frame.outgoing.acked(frame)
         self._unblock()
 
     def damaged(self, frame: Frame) -> None:
         outgoing = frame.outgoing
-        if outgoing.ended:
+        if not frame.failed() or outgoing.ended:
             return
         frame.attempts += 1
         if frame.attempts >= self._settings.max_attempts:
@@ -169,7 +173,7 @@ class Route:
         if not self.streams:
             self._alone_since = self._loop.time()
         for frame in stream.unacknowledged():
-            if not frame.outgoing.ended:
+            if frame.failed() and not frame.outgoing.ended:
                 frame.outgoing.again(frame)
         for outgoing in stream.attached:
             outgoing.finish_again()
@@ -202,7 +206,7 @@ class Route:
         """One idle connection at a time; each wakes the next while there is more to take."""
         idle = [stream for stream in self.streams if stream.idle]
         if idle:
-            min(idle, key=lambda stream: stream.unacked_bytes).wake()
+            min(idle, key=lambda stream: (stream.unacked_bytes, -stream.answered_at)).wake()
 
     def _unblock(self) -> None:
         if self._window_full:
@@ -300,6 +304,32 @@ class Route:
                     stream.tune(self._settings.frame_bytes_at(sample.delivery_rate_bps))
             backlog_bytes = sum(t.enqueued_bytes - t.acked_bytes for t in self.transfers.values())
             self.path = self._monitor.observe(self._clock(), samples, backlog_bytes=backlog_bytes)
+
+    async def _overtake(self) -> None:
+        """With nothing new to send and a connection idle, send again what another has held for long:
+        a lost packet on one connection then delays a transfer by a round trip, not by its timeout."""
+        while True:
+            await asyncio.sleep(_OVERTAKE_INTERVAL_S)
+            if self._ready or not any(not s.unacked_bytes for s in self.streams):
+                continue
+            round_trips_s = self.path.rtt_s + self.path.min_rtt_s if self.path is not None else 0.0
+            before = self._loop.time() - round_trips_s - _OVERTAKE_PATIENCE_S
+            self._overtake_frames(before)
+            self._overtake_finishes(before)
+
+    def _overtake_frames(self, before: float) -> None:
+        for stream in self.streams:
+            for frame in stream.overdue(before):
+                if not frame.outgoing.ended:
+                    frame.fate.tried_at = self._loop.time()
+                    frame.outgoing.again(frame.copy())
+                    self.ready(frame.outgoing)
+
+    def _overtake_finishes(self, before: float) -> None:
+        for outgoing in self.transfers.values():
+            if outgoing.finish_is_overdue(before):
+                outgoing.finish_again()
+                self.ready(outgoing)
 
     def _drop_stalled(self, now: float) -> None:
         """One connection hangs, while others moved after it stopped or have nothing left to do: its

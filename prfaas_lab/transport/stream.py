@@ -50,7 +50,7 @@ class SendStream:
         self._kernel_acked_bytes = 0
         self._polled = self._woken = False
         self.unacked_bytes = 0
-        self.progress_at = self._loop.time()
+        self.progress_at = self.answered_at = self._loop.time()
         self.attached: set[Outgoing] = set()
         self.closed = False
         self.frame_bytes = 0
@@ -85,6 +85,14 @@ class SendStream:
     def unacknowledged(self) -> list[Frame]:
         """DATA frames taken by this connection, written or not, that the peer did not answer for."""
         return [frame for frame in self._unacked if frame.header]
+
+    def overdue(self, before: float) -> list[Frame]:
+        """Frames of which no copy was taken since a time, and none has arrived."""
+        return [
+            frame
+            for frame in self._unacked
+            if frame.header and not frame.fate.has_arrived and frame.fate.tried_at < before
+        ]
 
     def forget(self, outgoing: Outgoing) -> None:
         """A transfer ended: frames of it that have not begun to leave never will, and its memory is
@@ -137,10 +145,12 @@ class SendStream:
     def _refill(self) -> bool:
         frames = self._source.take(self)
         self._writing.extend(frames)
+        now = self._loop.time()
         for frame in frames:
+            frame.fate.tried_at = now
             if frame.kind is Kind.DATA:
                 if not self._unacked:
-                    self.progress_at = self._loop.time()
+                    self.progress_at = now
                 self._unacked.append(frame)
                 self.unacked_bytes += frame.payload_bytes
         return bool(frames)
@@ -197,6 +207,7 @@ class SendStream:
         raise AssertionError("never placed")
 
     def control(self, header: Header, payload: bytes) -> None:
+        self.answered_at = self._loop.time()
         if header.kind == Kind.ACK:
             self._acknowledge(header.value)
         elif header.kind == Kind.NACK:

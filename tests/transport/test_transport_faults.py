@@ -30,7 +30,7 @@ async def test_transfers_survive_connections_that_keep_dying():
     limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5)
     async with pair(limits) as link, asyncio.TaskGroup() as group:
         over = asyncio.Event()
-        killing = group.create_task(_kill_one_after_another(link, over, 0.005))
+        killing = group.create_task(_kill_one_after_another(link, over, 0.002))
         retried = 0
         for name, payload in payloads.items():
             incoming, outgoing = await begin(link, payload, name)
@@ -65,17 +65,46 @@ async def test_a_sender_that_dies_for_good_is_lost_on_the_receivers_side():
             await incoming.done()
 
 
-async def test_a_connection_that_hangs_does_not_hold_the_others_work():
+@pytest.mark.parametrize(("stream_timeout_s", "dropped"), [(0.2, True), (30, False)])
+async def test_a_connection_that_hangs_is_overtaken_and_in_time_dropped(stream_timeout_s, dropped):
     payload = Payload((8_000_000,))
-    async with pair(replace(FAST, progress_timeout_s=5)) as link:
-        incoming, outgoing = await begin(link, Payload((1,)), "first")
+    limits = replace(FAST, progress_timeout_s=5, stream_timeout_s=stream_timeout_s)
+    async with pair(limits) as link, asyncio.timeout(3):
+        _, outgoing = await begin(link, Payload((1,)), "first")
         await outgoing.finish()
         await all_connected(link, FAST.connections)
-        next(iter(link.receiver.inlets)).pause()
+        hanging = next(iter(link.receiver.inlets))
+        hanging.pause()
         incoming, outgoing = await begin(link, payload)
         sent, received = await outgoing.finish(), await incoming.done()
-    assert payload.arrived_intact
-    assert received.bytes == sent.bytes == 8_000_000
+        assert payload.arrived_intact
+        assert received.bytes == sent.bytes == 8_000_000
+        if dropped:
+            (route,) = link.sender.routes.values()
+            before = set(route.streams)
+            while before == set(route.streams):  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.01)
+
+
+async def test_of_two_copies_of_a_frame_the_first_counts_and_the_slow_one_writes_nothing():
+    payload = Payload((1_000_000,))
+    async with pair(replace(FAST, progress_timeout_s=5, stream_timeout_s=30)) as link:
+        _, outgoing = await begin(link, Payload((1,)), "first")
+        await outgoing.finish()
+        await all_connected(link, FAST.connections)
+        slow = list(link.receiver.inlets)[:2]
+        for inlet in slow:
+            inlet.pause()
+        incoming, outgoing = await begin(link, payload)
+        await outgoing.finish()
+        received = await incoming.done()
+        payload.places[0][:] = 7
+        for inlet in slow:
+            inlet.resume()
+        _, outgoing = await begin(link, Payload((4_000_000,)), "after")
+        await outgoing.finish()
+    assert received.bytes == 1_000_000
+    assert (payload.places[0] == 7).all()
 
 
 @pytest.mark.parametrize("policy", ["fifo", "shortest", "weighted"])
