@@ -58,16 +58,15 @@ class PacedPrefill:
         that the payload depends on."""
         now = asyncio.get_running_loop().time()
         begins_at = self._free_at if now - self._free_at < _AT_ONCE_S else now
-        assert not snapshots, "paced engines keep no prefix cache"
-        tokens, nonce = len(prompt), self._rng.getrandbits(62)
+        tokens, wanted, nonce = len(prompt), {len(prompt), *snapshots}, self._rng.getrandbits(62)
         start_tokens = 0 if cached is None else cached.tokens
         for span in chunk_spans(start_tokens, self.layout.chunk_tokens):
             for layer in range(len(self.layout.layers)):
-                self._export(layer, span, tokens, nonce, emit)
+                self._export(layer, span, wanted, nonce, emit)
         at = begins_at
         for span in chunk_spans(tokens, self.layout.chunk_tokens, start=start_tokens):
             until = begins_at + self._time_scale * self._prefill_s(span[1] - start_tokens)
-            await self._chunk(span, at, until, tokens, nonce, emit)
+            await self._chunk(span, at, until, wanted, nonce, emit)
             at = until
         self._free_at = at
         return nonce
@@ -79,22 +78,24 @@ class PacedPrefill:
         return self._profile.prefill_s(tokens)
 
     async def _chunk(
-        self, span: tuple[int, int], since: float, until: float, tokens: int, nonce: int, emit: Emit
+        self, span: tuple[int, int], since: float, until: float, wanted: set[int], nonce: int, emit: Emit
     ) -> None:
         """One chunk, layer by layer. A layer that emits nothing needs no wake-up of its own."""
         layers = self.layout.layers
         for index, layer in enumerate(layers):
             last = index == len(layers) - 1
-            if last or span[1] == tokens or any(part.kind == "growing" for part in layer.parts):
+            if last or span[1] in wanted or any(part.kind == "growing" for part in layer.parts):
                 await _sleep_until(since + (until - since) * (index + 1) / len(layers))
-                self._export(index, span, tokens, nonce, emit)
+                self._export(index, span, wanted, nonce, emit)
 
-    def _export(self, layer: int, span: tuple[int, int], tokens: int, nonce: int, emit: Emit) -> None:
+    def _export(self, layer: int, span: tuple[int, int], wanted: set[int], nonce: int, emit: Emit) -> None:
+        """One layer's part of a chunk, with its state where that is wanted. What was cached is made anew:
+        it would say no more."""
         chunk = span[0] // self.layout.chunk_tokens
         for number, part in enumerate(self.layout.layers[layer].parts):
-            if part.kind == "growing" or span[1] == tokens:
+            if part.kind == "growing" or span[1] in wanted:
                 key = SegmentKey(layer, number, chunk)
-                segment = self._pattern.segment(nonce, key, self.layout.segment_bytes(key, tokens))
+                segment = self._pattern.segment(nonce, key, self.layout.segment_bytes(key, span[1]))
                 emit(key, self._outgoing(key, segment) if self._outgoing else segment)
 
 

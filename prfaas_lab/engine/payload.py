@@ -34,10 +34,11 @@ class Pattern:
         return self._block[place : place + size_bytes]
 
     def damaged(self, nonce: int, incoming: IncomingCache) -> list[SegmentKey]:
-        """The segments of a complete cache that are not what the sender of `nonce` sent."""
+        """The segments of a complete cache that are not what the sender of `nonce` sent; those that the
+        receiver held before came with another request, and were checked when they were found."""
         return [
             key for key, arrived in _segments(self._layout, incoming)
-            if arrived != self.segment(nonce, key, len(arrived))
+            if key not in incoming.held and arrived != self.segment(nonce, key, len(arrived))
         ]  # fmt: skip
 
 

@@ -12,10 +12,11 @@ import xxhash
 
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.kvcache import Geometry, Pool, Prompt
-from prfaas_lab.model.buffers import IncomingCache, chunk_spans
+from prfaas_lab.model.buffers import IncomingCache, SegmentRefused, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 
 Segment = tuple[SegmentKey, memoryview]
+_KINDS = ("growing", "state")
 
 
 class Kept:
@@ -86,6 +87,7 @@ class PrefixCache:
                 break
         for kept in held:
             _copy(kept, incoming)
+            incoming.held.update(key for key, _ in kept.segments)
         return tokens
 
     def snapshots_for(self, prompt: Prompt) -> tuple[int, ...]:
@@ -104,6 +106,54 @@ class PrefixCache:
             if end - first == self.layout.chunk_tokens:
                 blocks[first] = _block_of(cache, first)
         self.pool.insert(prompt, _kept(blocks), {})
+
+    def segments_beyond(self, prompt: Prompt, held_tokens: int) -> tuple[int, list[Segment]]:
+        """For a copy to another cache, which has `held_tokens` of the blocks: how far this one reaches,
+        and what the other lacks of it, the snapshot included."""
+        while True:
+            with self.pool.acquire(prompt) as lease:
+                tokens, blocks, snapshot = lease.tokens, list(lease.blocks), lease.snapshot
+            kept: list[Kept] = blocks if snapshot is None else [*blocks, snapshot]
+            if not self._drop_damaged(prompt, kept, tokens):
+                break
+        lacking = (
+            kept[held_tokens // self.layout.chunk_tokens :] if tokens > held_tokens else kept[len(blocks) :]
+        )
+        return tokens, [segment for each in lacking for segment in each.segments]
+
+    def adopt(self, prompt: Prompt, segments: Mapping[SegmentKey, memoryview]) -> int:
+        """Take in a copy from another cache; how many tokens can be resumed from now."""
+        width = self.layout.chunk_tokens
+        blocks: dict[int, list[Segment]] = {}
+        snapshots: dict[int, list[Segment]] = {}
+        for key in sorted(segments):
+            if self._kind(key) == "growing":
+                blocks.setdefault(key.chunk * width, []).append((key, segments[key]))
+            else:
+                snapshots.setdefault((key.chunk + 1) * width, []).append((key, segments[key]))
+        whole = {
+            kind: sum(p.kind == kind for each in self.layout.layers for p in each.parts) for kind in _KINDS
+        }
+        return self.pool.insert(
+            prompt,
+            _kept({at: found for at, found in blocks.items() if len(found) == whole["growing"]}),
+            _kept({at: found for at, found in snapshots.items() if len(found) == whole["state"]}),
+        ).usable_tokens
+
+    def room_for(self, prompt: Prompt, key: SegmentKey, nbytes: int) -> bytearray:
+        """Memory for a segment of a copy. Raises SegmentRefused for what belongs to no block of `prompt`."""
+        layers = self.layout.layers
+        if not (
+            key.layer < len(layers)
+            and key.part < len(layers[key.layer].parts)
+            and key.chunk < len(prompt.blocks)
+            and nbytes == self.layout.segment_bytes(key, (key.chunk + 1) * self.layout.chunk_tokens)
+        ):
+            raise SegmentRefused(f"{key} of {nbytes} bytes belongs to no block of this prefix")
+        return bytearray(nbytes)
+
+    def _kind(self, key: SegmentKey) -> str:
+        return self.layout.layers[key.layer].parts[key.part].kind
 
     def _drop_damaged(self, prompt: Prompt, held: list[Kept], tokens: int) -> bool:
         """Forget the first payload that is not what was taken in, and what builds on it."""

@@ -91,6 +91,7 @@ class Engine:
         self.name, self.datacenter, self.role = name, datacenter, role
         self.client, self.capacity = client, capacity
         self.waiting_tokens = 0
+        self.computed_tokens, self.computing_s = 0, 0.0
         self.orders: set[str] = set()
         self.on_change: Callable[[Engine], None] | None = None
         """Told whenever the view is no longer what it was."""
@@ -120,6 +121,7 @@ class Engine:
                 queued_tokens=self.waiting_tokens,
                 capacity=self.capacity,
                 alive=self._alive,
+                prefill_s_per_token=self.computing_s / self.computed_tokens if self.computed_tokens else None,
             )
         return self._view
 

@@ -16,7 +16,7 @@ from prfaas_lab.lab.cache_news import read_news
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.router.values import View
+from prfaas_lab.router.values import CacheView, View
 
 
 class KVCacheManager:
@@ -46,6 +46,10 @@ class KVCacheManager:
             ranks=None,
             datacenters=tuple(replace(dc, prefix_tokens=best.get(dc.name, 0)) for dc in view.datacenters),
             engines=tuple(replace(e, prefix_tokens=found.get(e.name, 0)) for e in view.engines),
+            cache=CacheView(
+                token_bytes=self._geometry.block_bytes // self._geometry.block_tokens,
+                state_bytes=self._geometry.snapshot_bytes,
+            ),
         )
 
     def wants_all(self, engine: Engine) -> bool:

@@ -147,6 +147,23 @@ class DecodeOrder(Spec):
     tell_all: bool = False
 
 
+class ReceiveCopy(Spec):
+    """Take in a prefix from another engine's cache."""
+
+    copy_id: str
+    blocks: PromptNames
+
+
+class SendCopy(Spec):
+    """Send a prefix to another engine's cache, which holds the blocks of `held_tokens` already."""
+
+    copy_id: str
+    blocks: PromptNames
+    held_tokens: int
+    host: str
+    port: int
+
+
 class VerifyOrder(Spec):
     request_id: str
     prompt: tuple[int, ...]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from prfaas_lab.errors import EngineError, LabError
 from prfaas_lab.kvcache import Prompt
+from prfaas_lab.lab.cache_copies import CacheCopies
 from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.lab.engines import Engine, Hold
 from prfaas_lab.lab.faults import the_fault
@@ -30,7 +31,7 @@ class Network(Protocol):
         ...
 
     def paths(self) -> tuple[PathView, ...]:
-        """The way from every PrfaaS datacenter to every local one, as it is now."""
+        """The ways between datacenters, as they are now."""
         ...
 
 
@@ -73,6 +74,7 @@ class Service:
         """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache."""
         self.plan, self.route = plan, route
         self._caches = caches
+        self._copies = CacheCopies(engines, network, caches, ledger) if caches else None
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
         self._expected_bytes, self._ledger = expected_bytes, ledger
@@ -149,7 +151,10 @@ class Service:
         request = flight.request
         prefill, decode = self._engines[placement.prefill], self._engines[placement.decode]
         try:
-            with decode.holding(request.id, 0), prefill.holding(request.id, request.prompt_tokens) as hold:
+            with (
+                decode.holding(request.id, 0),
+                prefill.holding(request.id, placement.uncached_tokens) as hold,
+            ):
                 await self._both_ends(flight, placement, hold)
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
@@ -164,6 +169,10 @@ class Service:
         async with asyncio.TaskGroup() as ends:
             ends.create_task(self._decode(flight, placement, reserved), name=f"decode {flight.request.id}")
             await reserved.wait()
+            if placement.copy_from and flight.prompt and self._copies:
+                flight.stage = "copy"
+                reason = f"{flight.request.id} resumes from it"
+                await self._copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
             flight.stage = "prefill"
             ends.create_task(self._prefill(flight, placement, hold), name=f"prefill {flight.request.id}")
 
@@ -235,6 +244,9 @@ class Service:
     def _record_prefill(self, request: Request, engine: Engine, stage: dict[str, Any]) -> None:
         ledger = self._ledger
         started_s, finished_s = ledger.at(stage["started_at"]), ledger.at(stage["finished_at"])
+        engine.computed_tokens += stage["computed_tokens"]
+        engine.computing_s += finished_s - started_s
+        engine.changed()
         ledger.record(ev.PrefillStarted(at_s=started_s, request_id=request.id, engine=engine.name))
         ledger.record(
             ev.PrefillFinished(

@@ -23,16 +23,16 @@ class Net(Protocol):
 
 
 class Ways:
-    """Reads the network that is up: addresses to dial, and how each PrfaaS -> local path is now."""
+    """Reads the network that is up: addresses to dial, and how each path between datacenters is now."""
 
     def __init__(self, fabric: Net) -> None:
         self._fabric = fabric
         topology = fabric.topology
         self._pairs = [
-            (prfaas, local)
-            for prfaas in topology.prfaas
-            for local in topology.local
-            if _joined(topology, prfaas, local)
+            (source, destination)
+            for source in topology.datacenters
+            for destination in topology.datacenters
+            if source != destination and _joined(topology, source, destination)
         ]
         engines = {name: next(iter(topology.engine_names(name))) for name in topology.datacenters}
         self._hops = {
@@ -49,7 +49,8 @@ class Ways:
         return self._fabric.endpoint(source, destination), DATA_PORT
 
     def paths(self) -> tuple[PathView, ...]:
-        """The way from every PrfaaS datacenter to every local one, as it is shaped now."""
+        """The way from every datacenter to every other, as it is shaped now: KVCache crosses from PrfaaS
+        to local ones, copies of cached prefixes in any direction."""
         return tuple(self.path(source, destination) for source, destination in self._pairs)
 
     def path(self, source: str, destination: str) -> PathView:

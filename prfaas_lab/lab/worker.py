@@ -24,6 +24,7 @@ from prfaas_lab.engine.executor import Emit
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
 from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.lab.cache_news import news_of
+from prfaas_lab.lab.cache_ports import CachePorts
 from prfaas_lab.lab.executors import batch_of, decode_executor, prefill_executor
 from prfaas_lab.lab.orders import (
     HANDOVER_BYTES,
@@ -96,17 +97,24 @@ class PrefillRole:
         self._engine = PrefillEngine(
             executor, max_queue=order.settings.max_queue, clock=time.monotonic, cache=self._cache
         )
-        self._sender = KVSender(
-            key=bytes.fromhex(order.key_hex),
-            fingerprint=executor.layout.fingerprint,
-            settings=_limits(order),
-            clock=time.monotonic,
-        )
+        self._order, self._sender = order, _sender(order, executor.layout)
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
         stack.push_async_callback(self._sender.close)
         await stack.enter_async_context(self._engine)
-        return [web.get("/state", self._state), web.post("/prefill", self._prefill)]
+        return [
+            web.get("/state", self._state),
+            web.post("/prefill", self._prefill),
+            *await self._copies(stack),
+        ]
+
+    async def _copies(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        if self._cache is None:
+            return []
+        receiver = _receiver(self._order, self._layout)
+        await receiver.start(self._order.host, self._order.port)
+        stack.push_async_callback(receiver.close)
+        return CachePorts(self._cache, self._sender, receiver).routes
 
     async def _state(self, http: web.Request) -> web.Response:
         return web.json_response(asdict(self._engine.stats))
@@ -163,18 +171,18 @@ class DecodeRole:
             max_queue=order.settings.max_queue,
             clock=time.monotonic,
         )
-        self._receiver = KVReceiver(
-            key=bytes.fromhex(order.key_hex),
-            fingerprint=executor.layout.fingerprint,
-            settings=_limits(order),
-            clock=time.monotonic,
-        )
+        self._layout, self._receiver = executor.layout, _receiver(order, executor.layout)
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
         await stack.enter_async_context(self._engine)
         await self._receiver.start(self._order.host, self._order.port)
         stack.push_async_callback(self._receiver.close)
-        return [web.get("/state", self._state), web.post("/decode", self._decode)]
+        routes = [web.get("/state", self._state), web.post("/decode", self._decode)]
+        if self._cache is not None:
+            sender = _sender(self._order, self._layout)
+            stack.push_async_callback(sender.close)
+            routes += CachePorts(self._cache, sender, self._receiver).routes
+        return routes
 
     async def _state(self, http: web.Request) -> web.Response:
         return web.json_response(asdict(self._engine.stats))
@@ -259,6 +267,24 @@ def _cache_of(order: EngineOrder, layout: CacheLayout, *, resumable: bool) -> Pr
     if not order.cache_bytes:
         return None
     return PrefixCache.of(layout, order.cache_bytes, resumable=resumable, snapshot_every=order.snapshot_every)
+
+
+def _sender(order: EngineOrder, layout: CacheLayout) -> KVSender:
+    return KVSender(
+        key=bytes.fromhex(order.key_hex),
+        fingerprint=layout.fingerprint,
+        settings=_limits(order),
+        clock=time.monotonic,
+    )
+
+
+def _receiver(order: EngineOrder, layout: CacheLayout) -> KVReceiver:
+    return KVReceiver(
+        key=bytes.fromhex(order.key_hex),
+        fingerprint=layout.fingerprint,
+        settings=_limits(order),
+        clock=time.monotonic,
+    )
 
 
 def _limits(order: EngineOrder) -> Limits:

@@ -238,6 +238,18 @@ class CacheSampled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheCopied(Event):
+    """A prefix was copied from one engine's cache to another's, which can resume from `tokens` now."""
+
+    source: str
+    destination: str
+    tokens: int
+    bytes: int
+    took_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStarted(Event):
     engine: str
     datacenter: str

@@ -56,6 +56,8 @@ class IncomingCache:
         ]
         self._missing = set(segment_keys(layout, tokens))
         self._expected: set[SegmentKey] = set()
+        self.held: set[SegmentKey] = set()
+        """What did not have to be sent: its receiver had it already."""
         self._missing_bytes = self.nbytes
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 
 from prfaas_lab.errors import LabError
+from prfaas_lab.router.placement_cache import cache_aware
 from prfaas_lab.router.values import (
     EngineView,
     PathView,
@@ -70,7 +71,12 @@ def remote_all(request: Request, view: View, plan: Plan) -> Placement:
     return _placement(request, view, engine, decode, "remote-all offloads every prefill")
 
 
-POLICIES: dict[str, Route] = {"threshold": threshold, "local-only": local_only, "remote-all": remote_all}
+POLICIES: dict[str, Route] = {
+    "threshold": threshold,
+    "local-only": local_only,
+    "remote-all": remote_all,
+    "cache-aware": cache_aware(threshold),
+}
 
 
 def policy(name: str) -> Route:

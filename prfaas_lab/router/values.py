@@ -27,6 +27,8 @@ class EngineView:
     capacity: int = 1
     alive: bool = True
     prefix_tokens: int = 0
+    prefill_s_per_token: float | None = None
+    """As measured so far on uncached tokens; None before its first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +71,21 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheView:
+    """What a cached prefix weighs on the wire: its tokens, and the one state to resume from."""
+
+    token_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """The deployment at the moment of a decision."""
+    """The deployment at the moment of a decision. `cache` is None when prefixes are not kept."""
 
     datacenters: tuple[DatacenterView, ...]
     engines: tuple[EngineView, ...]
     paths: tuple[PathView, ...] = ()
+    cache: CacheView | None = None
     ranks: Ranks | None = field(default=None, compare=False, repr=False)
     """Says nothing that `engines` does not; None where ranks depend on the request (prefix caches)."""
 
@@ -103,6 +114,8 @@ class Placement:
     offloaded: bool
     uncached_tokens: int
     reason: str = field(compare=False)
+    copy_from: str | None = None
+    """The engine whose cached prefix is to be copied to `prefill` first."""
 
 
 Route = Callable[[Request, View, Plan], Placement]

@@ -14,7 +14,7 @@ from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import Kept, PrefixCache
 from prfaas_lab.engine.torch_executor import TorchPrefill
 from prfaas_lab.kvcache import Prompt, hash_prompt
-from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.buffers import IncomingCache, SegmentRefused
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.model.torch_cache import layout_of
 from prfaas_lab.model.torch_reference import generate
@@ -140,3 +140,46 @@ async def test_a_decode_engine_is_spared_what_it_holds(qwen: PreTrainedModel) ->
     for layer, parts in enumerate(layout.layers):
         for part in range(len(parts.parts)):
             assert second.part(layer, part) == first.part(layer, part)
+
+
+async def test_a_prefix_copied_from_another_engine_is_as_good_as_ones_own(model: PreTrainedModel) -> None:
+    tokens, longer = prompt(0, 2 * CHUNK), prompt(0, 4 * CHUNK + 3)
+    async with engine(model) as here, engine(model) as there:
+        await run(here, longer, Received().emit)
+        await run(there, tokens, Received().emit)
+        assert here.cache is not None
+        assert there.cache is not None
+        held = there.cache.pool.match(named(longer)).known_tokens
+        reach, segments = here.cache.segments_beyond(named(longer), held)
+        copied = {key: memoryview(bytes(segment)) for key, segment in segments}
+        assert reach == there.cache.adopt(named(longer), copied) == 7 * CHUNK
+        sizes = sum(segment.nbytes for _, segment in segments)
+        assert sizes == here.cache.layout.request_bytes(reach, cached_tokens=held)
+        whole, reused = Received(), Received()
+        await run(there, longer, whole.emit, reuse=False)
+        assert (await run(there, longer, reused.emit)).cached_tokens == 7 * CHUNK
+        assert reused == whole
+
+
+async def test_an_incomplete_copy_is_of_no_use_but_does_no_harm(qwen: PreTrainedModel) -> None:
+    tokens = prompt(0, 2 * CHUNK + 3)
+    async with engine(qwen) as here, engine(qwen) as there:
+        await run(here, tokens, Received().emit)
+        assert here.cache is not None
+        assert there.cache is not None
+        _, segments = here.cache.segments_beyond(named(tokens), 0)
+        assert there.cache.adopt(named(tokens), dict(segments[:-1])) == 0
+        reused, whole = Received(), Received()
+        assert (await run(there, tokens, reused.emit)).cached_tokens == 0
+        await run(there, tokens, whole.emit, reuse=False)
+        assert reused == whole
+
+
+def test_a_copy_of_the_wrong_shape_is_refused(qwen: PreTrainedModel) -> None:
+    cache = PrefixCache.of(layout_of(qwen, CHUNK), PLENTY, resumable=True, snapshot_every=CHUNK)
+    fits = SegmentKey(0, 0, 0)
+    size = cache.layout.segment_bytes(fits, CHUNK)
+    assert len(cache.room_for(named(SYSTEM), fits, size)) == size
+    for key, nbytes in ((fits, size + 1), (SegmentKey(99, 0, 0), size), (SegmentKey(0, 0, 3), size)):
+        with pytest.raises(SegmentRefused):
+            cache.room_for(named(SYSTEM), key, nbytes)

@@ -1,0 +1,96 @@
+"""Claims about what the controller knows of the engines' caches, from what they tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prfaas_lab.kvcache import Geometry, Pool
+from prfaas_lab.lab.cache_news import PromptNames, news_of
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.kvcache_manager import KVCacheManager
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.router import DatacenterView, View
+
+GEOMETRY = Geometry(block_tokens=4, block_bytes=40, snapshot_bytes=100)
+TOKENS = tuple(range(19))
+
+
+class Lab:
+    """Two datacenters with a pool at each engine, and a manager that hears of them."""
+
+    def __init__(self) -> None:
+        places = {
+            "east-p0": ("east", "prefill"),
+            "west-p0": ("west", "prefill"),
+            "west-d0": ("west", "decode"),
+        }
+        self.engines = {
+            name: Engine(name=name, datacenter=dc, role=role, client=None, capacity=1)  # type: ignore[arg-type]
+            for name, (dc, role) in places.items()
+        }
+        self.ledger = Ledger(lambda: 0.0, 0.0)
+        self.manager = KVCacheManager(GEOMETRY, self.engines, namespace=b"run", ledger=self.ledger)
+        self.pools = {name: Pool(self.geometry(name), 10_000) for name in self.engines}
+        self.prompt = self.manager.name(TOKENS)
+
+    def geometry(self, name: str) -> Geometry:
+        state = 0 if name == "west-d0" else GEOMETRY.snapshot_bytes
+        return Geometry(block_tokens=4, block_bytes=40, snapshot_bytes=state)
+
+    def put(self, name: str, blocks: int, *, state: bool = True) -> None:
+        snapshots = {4 * blocks: None} if state else {}
+        self.pools[name].insert(self.prompt, dict.fromkeys(range(0, 4 * blocks, 4)), snapshots)
+
+    def news(self, name: str) -> dict[str, Any]:
+        engine = self.engines[name]
+        return news_of(self.pools[name], in_full=self.manager.wants_all(engine))
+
+    def tell(self, name: str) -> None:
+        self.manager.learn(self.engines[name], self.news(name))
+
+    def view(self) -> View:
+        sites = (DatacenterView(name="east", role="prfaas"), DatacenterView(name="west", role="local"))
+        seen = View(datacenters=sites, engines=tuple(engine.view for engine in self.engines.values()))
+        return self.manager.matched(seen, self.prompt)
+
+    def held(self) -> dict[str, int]:
+        seen = self.view()
+        return {each.name: each.prefix_tokens for each in (*seen.datacenters, *seen.engines)}
+
+
+def test_a_view_says_what_each_datacenter_and_engine_holds_of_the_prompt() -> None:
+    lab = Lab()
+    lab.put("east-p0", 4)
+    lab.put("west-p0", 2)
+    lab.put("west-d0", 3, state=False)
+    for name in lab.engines:
+        lab.tell(name)
+    assert lab.held() == {"east": 16, "west": 8, "east-p0": 16, "west-p0": 8, "west-d0": 12}
+
+
+def test_lost_news_makes_the_next_news_complete() -> None:
+    lab = Lab()
+    lab.put("east-p0", 1)
+    lab.tell("east-p0")
+    lab.put("east-p0", 2)
+    lab.news("east-p0")  # lost on the way
+    lab.put("east-p0", 4)
+    lab.tell("east-p0")
+    assert lab.manager.wants_all(lab.engines["east-p0"])
+    assert lab.held()["east-p0"] == 4
+    lab.tell("east-p0")
+    assert not lab.manager.wants_all(lab.engines["east-p0"])
+    assert lab.held()["east-p0"] == 16
+
+
+def test_a_dead_engine_holds_nothing() -> None:
+    lab = Lab()
+    lab.put("east-p0", 4)
+    lab.tell("east-p0")
+    lab.engines["east-p0"].alive = False
+    assert lab.held()["east"] == 0
+
+
+def test_names_cross_as_text_and_come_back() -> None:
+    prompt = Lab().prompt
+    assert PromptNames.model_validate_json(PromptNames.of(prompt).model_dump_json()).prompt() == prompt
