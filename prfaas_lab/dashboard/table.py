@@ -64,6 +64,8 @@ def _facts(summary: Summary, files: str | None) -> Table:
         words = f"{failure['count']} in {failure['stage']}: {failure['reason']}{also}"
         table.add_row("  failed", Text(words, style=st.BAD))
     table.add_row("routing", _routing(summary))
+    if summary.get("cache", {}).get("kept"):
+        table.add_row("prefix cache", _cache(summary["cache"]))
     table.add_row("throughput", _throughput(summary))
     table.add_row("verified", _verified(summary["verify"]))
     if files is not None:
@@ -87,6 +89,12 @@ def _routing(summary: Summary) -> str:
     offloaded = "-" if share is None else f"{share:.1%}"
     moved = st.size(summary["total_kvcache_bytes"])
     return f"{summary['policy']}{limit}, {offloaded} offloaded, {moved} of KVCache moved"
+
+
+def _cache(cache: Mapping[str, Any]) -> str:
+    share = cache["hit_rate_tokens"]
+    found = "-" if share is None else f"{share:.1%}"
+    return f"{found} of the prompt tokens found, {cache['copies']} prefixes copied between engines"
 
 
 def _throughput(summary: Summary) -> str:

@@ -32,6 +32,7 @@ def summarize(tally: Tally) -> Json:
             "mismatched": tally.verified["mismatch"],
             "ties": tally.verified["tie"],
         },
+        "cache": tally.caches.report(tally.sites),
         "links": {name: _link(tally, name) for name in _link_names(tally)},
         "engines": {name: _engine(tally, engine) for name, engine in sorted(tally.engines.items())},
         "machine": {

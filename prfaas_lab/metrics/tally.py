@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.caches import Caches
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
@@ -49,6 +50,7 @@ class Tally:
         self.directions: dict[tuple[str, str], Direction] = {}
         self.engines: dict[str, Engine] = {}
         self.machine = Machine()
+        self.caches = Caches()
         self.started_s: float | None = None
         self.ended_s: float | None = None
 
@@ -130,6 +132,10 @@ class Tally:
                 self.offloaded += record.offloaded - was_offloaded
             case ev.RequestVerified():
                 self.verified[event.outcome] += 1
+            case ev.PrefillFinished():
+                self.caches.prefilled(event)
+            case ev.TransferFinished():
+                self.caches.transferred(event)
         if self._retire is not None and record.ended_s is not None:
             del self.requests[record.id]
             self._retired.add(record, self.sites)
@@ -186,6 +192,12 @@ class Tally:
     def _engine_sampled(self, event: ev.EngineSampled) -> None:
         self.engine(event.engine).sample(event, self.stage)
 
+    def _cache_sampled(self, event: ev.CacheSampled) -> None:
+        self.caches.sampled(event)
+
+    def _cache_copied(self, event: ev.CacheCopied) -> None:
+        self.caches.copied(event)
+
     def _machine(self, event: ev.MachineSampled) -> None:
         self.machine.sample(event, self.stage)
 
@@ -204,5 +216,7 @@ _FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
     ev.EngineStarted: Tally._engine_started,
     ev.EngineDied: Tally._engine_died,
     ev.EngineSampled: Tally._engine_sampled,
+    ev.CacheSampled: Tally._cache_sampled,
+    ev.CacheCopied: Tally._cache_copied,
     ev.MachineSampled: Tally._machine,
 }

@@ -1,0 +1,68 @@
+"""What the prefix caches did in a run: who found how much, what it saved, and what was thrown away."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from prfaas_lab.metrics import events as ev
+
+_REUSE = ("requests", "hits", "cached_tokens", "computed_tokens", "held_bytes")
+_POOL = ("blocks", "snapshots", "memory_bytes", "disk_bytes", "snapshots_made", "snapshots_reused",
+         "evicted_blocks", "evicted_snapshots", "spilled", "damaged")  # fmt: skip
+
+
+class Caches:
+    """Folded from a run's events. Counts of reuse are those of prefills that finished."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, ev.CacheSampled] = {}
+        self._reuse: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._copies: Counter[str] = Counter()
+
+    def sampled(self, event: ev.CacheSampled) -> None:
+        self._pools[event.engine] = event
+
+    def copied(self, event: ev.CacheCopied) -> None:
+        self._copies.update(copies=1, bytes=event.bytes, tokens=event.tokens)
+
+    def prefilled(self, event: ev.PrefillFinished) -> None:
+        self._reuse[event.engine].update(
+            requests=1,
+            hits=event.cached_tokens > 0,
+            cached_tokens=event.cached_tokens,
+            computed_tokens=event.computed_tokens,
+        )
+
+    def transferred(self, event: ev.TransferFinished) -> None:
+        self._reuse[event.destination].update(held_bytes=event.held_bytes)
+
+    def report(self, sites: Mapping[str, str]) -> dict[str, Any]:
+        """Over all, and per datacenter; `sites` says where each engine is. `held_bytes` did not cross,
+        since the decode engine had them; `kept` is whether any engine has a cache at all."""
+        named = {site: [e for e, at in sites.items() if at == site] for site in sorted(set(sites.values()))}
+        return {
+            "kept": bool(self._pools),
+            **self._over([*self._reuse.keys() | self._pools.keys()]),
+            "copies": self._copies["copies"],
+            "copied_bytes": self._copies["bytes"],
+            "datacenters": {site: self._over(engines) for site, engines in named.items()},
+        }
+
+    def _over(self, engines: list[str]) -> dict[str, Any]:
+        reuse: Counter[str] = sum((self._reuse[name] for name in engines if name in self._reuse), Counter())
+        pools = [self._pools[name] for name in engines if name in self._pools]
+        held = {name: sum(getattr(pool, name) for pool in pools) for name in _POOL}
+        prompt_tokens = reuse["cached_tokens"] + reuse["computed_tokens"]
+        return {
+            **{name: reuse[name] for name in _REUSE},
+            "hit_rate_requests": _share(reuse["hits"], reuse["requests"]),
+            "hit_rate_tokens": _share(reuse["cached_tokens"], prompt_tokens),
+            **held,
+            "snapshot_efficiency": _share(held["snapshots_reused"], held["snapshots_made"]),
+        }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

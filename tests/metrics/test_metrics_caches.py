@@ -1,0 +1,69 @@
+"""Claims about what a run's caches are said to have done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.caches import Caches
+
+SITES = {"east-p0": "east", "west-p0": "west", "west-d0": "west"}
+
+
+def prefilled(engine: str, cached: int, computed: int) -> ev.PrefillFinished:
+    return ev.PrefillFinished(
+        at_s=1.0, request_id="r", engine=engine, cached_tokens=cached, computed_tokens=computed
+    )
+
+
+def sampled(engine: str, **counts: int) -> ev.CacheSampled:
+    return ev.CacheSampled(at_s=1.0, engine=engine, **{**dict.fromkeys(ev.CACHE_COUNTS, 0), **counts})
+
+
+def report() -> dict[str, Any]:
+    caches = Caches()
+    for engine, cached, computed in (("east-p0", 0, 300), ("east-p0", 300, 100), ("west-p0", 100, 0)):
+        caches.prefilled(prefilled(engine, cached, computed))
+    caches.sampled(sampled("west-p0", snapshots_made=1))
+    caches.sampled(sampled("west-p0", snapshots_made=4, snapshots_reused=3, blocks=7))
+    caches.sampled(sampled("west-d0", blocks=2, evicted_blocks=5))
+    caches.transferred(
+        ev.TransferFinished(
+            at_s=2.0, request_id="r", source="east-p0", destination="west-d0",
+            sent_bytes=10, received_bytes=10, held_bytes=90,
+        )
+    )  # fmt: skip
+    caches.copied(
+        ev.CacheCopied(
+            at_s=2.0, source="east-p0", destination="west-p0", tokens=64, bytes=40, took_s=0.1, reason="hot"
+        )
+    )
+    return caches.report(SITES)
+
+
+def test_hit_rates_are_by_requests_and_by_tokens_over_all_and_per_datacenter() -> None:
+    found = report()
+    assert (found["hit_rate_requests"], found["hit_rate_tokens"]) == (pytest.approx(2 / 3), 0.5)
+    east, west = found["datacenters"]["east"], found["datacenters"]["west"]
+    assert (east["hit_rate_requests"], west["hit_rate_requests"]) == (0.5, 1.0)
+    assert (east["hit_rate_tokens"], west["hit_rate_tokens"]) == (pytest.approx(3 / 7), 1.0)
+
+
+def test_pools_count_as_they_were_last_seen() -> None:
+    west = report()["datacenters"]["west"]
+    assert (west["blocks"], west["snapshots_made"], west["evicted_blocks"]) == (9, 4, 5)
+    assert west["snapshot_efficiency"] == 0.75
+    assert report()["datacenters"]["east"]["snapshot_efficiency"] is None
+
+
+def test_what_did_not_cross_and_what_was_copied_is_told() -> None:
+    found = report()
+    assert (found["held_bytes"], found["copies"], found["copied_bytes"]) == (90, 1, 40)
+
+
+def test_a_run_without_caches_says_so() -> None:
+    empty = Caches().report(SITES)
+    assert not empty["kept"]
+    assert empty["hit_rate_tokens"] is None
