@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.model.profile import Floats
 from prfaas_lab.planner import lengths
 from prfaas_lab.planner.bound import Bound, best_rate
@@ -105,6 +106,12 @@ def plan(
             value.scenario.workload,
             value.source,
         )
+        if workload.prompt is None or workload.output is None:
+            raise LabError(
+                "a trace has no law of lengths to plan with",
+                where=f"{source}: workload",
+                remedy="give prompt and output instead (empirical takes a trace's lengths)",
+            )
         prompt, output = workload.prompt, workload.output
     else:
         name, topology, prompt, output = value.name, value, CASE_PROMPT, CASE_OUTPUT

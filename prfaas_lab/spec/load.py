@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from prfaas_lab.errors import SpecError
 from prfaas_lab.spec.document import Document, PathInFile, Problem, Unreadable
 from prfaas_lab.spec.problems import validate
-from prfaas_lab.spec.scenario import CsvTrace, Fluctuation, MahimahiTrace, Resolved, Scenario
+from prfaas_lab.spec.scenario import CsvTrace, Fluctuation, MahimahiTrace, Resolved, Scenario, TraceFile
 from prfaas_lab.spec.topology import Topology, misfits
 from prfaas_lab.spec.yaml_text import read_document
 
@@ -165,13 +165,18 @@ def _late(document: Document) -> Iterator[Problem]:
 
 
 def _missing_traces(document: Document) -> Iterator[Problem]:
-    for path, item in _sections(document, "fluctuations"):
-        bandwidth = item.get("bandwidth")
-        file = bandwidth.get("file") if isinstance(bandwidth, Mapping) else None
+    workload = document.root.get("workload")
+    found: list[tuple[PathInFile, Any]] = [
+        ((*path, "bandwidth"), item.get("bandwidth")) for path, item in _sections(document, "fluctuations")
+    ]
+    if isinstance(workload, Mapping):
+        found.append((("workload", "arrivals"), workload.get("arrivals")))
+    for path, item in found:
+        file = item.get("file") if isinstance(item, Mapping) else None
         if isinstance(file, str) and file:
             trace = Path(document.file).parent / Path(file).expanduser()
             if not trace.is_file():
-                yield document.problem((*path, "bandwidth", "file"), _no_file(trace, f"*{trace.suffix}"))
+                yield document.problem((*path, "file"), _no_file(trace, f"*{trace.suffix}"))
 
 
 def _no_file(path: Path, pattern: str) -> str:
@@ -196,7 +201,14 @@ def _settled(scenario: Scenario, topology: Topology, folder: Path) -> Scenario:
     if model.path is not None and (folder / Path(model.path).expanduser()).is_dir():
         model = model.model_copy(update={"path": str((folder / Path(model.path).expanduser()).resolve())})
     fluctuations = tuple(_with_absolute_file(item, folder) for item in scenario.fluctuations)
-    return scenario.model_copy(update={"topology": topology, "model": model, "fluctuations": fluctuations})
+    workload = scenario.workload
+    if isinstance(workload.arrivals, TraceFile):
+        file = str((folder / Path(workload.arrivals.file).expanduser()).resolve())
+        workload = workload.model_copy(
+            update={"arrivals": workload.arrivals.model_copy(update={"file": file})}
+        )
+    settled = {"topology": topology, "model": model, "fluctuations": fluctuations, "workload": workload}
+    return scenario.model_copy(update=settled)
 
 
 def _with_absolute_file(fluctuation: Fluctuation, folder: Path) -> Fluctuation:

@@ -40,6 +40,7 @@ from prfaas_lab.spec.workload import (
     LogNormal,
     OnOff,
     Poisson,
+    TraceFile,
     Uniform,
     Workload,
 )
@@ -48,7 +49,7 @@ __all__ = [
     "Arrivals", "Bandwidth", "ClosedLoop", "CrossTraffic", "CsvTrace", "Empirical", "EngineSettings", "Event",
     "Fixed", "Fluctuation", "Gamma", "Lengths", "LogNormal", "MahimahiTrace", "Markov", "Model", "OnOff",
     "OrnsteinUhlenbeck", "Poisson", "Policy", "Resolved", "Scenario", "Sine", "Square", "Steps", "Tolerance",
-    "TransportSettings", "Uniform", "Verify", "Workload",
+    "TraceFile", "TransportSettings", "Uniform", "Verify", "Workload",
 ]  # fmt: skip
 
 

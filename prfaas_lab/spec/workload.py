@@ -107,7 +107,19 @@ class Uniform(Spec):
     rate: Frequency = Field(gt=0, description="mean arrival rate")
 
 
-Arrivals = Annotated[Poisson | Gamma | OnOff | Uniform | ClosedLoop, Field(discriminator="kind")]
+class TraceFile(Spec):
+    """Requests as a public trace has them: when they came, how long they were, and which 512-token blocks
+    they shared. Scaled down so that a small model can run it."""
+
+    kind: Literal["trace"]
+    format: Literal["mooncake", "azure"] = Field(description="jsonl with hash_ids, or csv of lengths")
+    file: Annotated[str, Field(min_length=1)] = Field(description="a path relative to this file")
+    block: Tokens = Field(default=512, gt=0, description="tokens that stand for each 512 of a prompt")
+    output_factor: Number = Field(default=1.0, gt=0, description="outputs become this many times as long")
+    rate_factor: Number = Field(default=1.0, gt=0, description="2 halves every gap between arrivals")
+
+
+Arrivals = Annotated[Poisson | Gamma | OnOff | Uniform | ClosedLoop | TraceFile, Field(discriminator="kind")]
 
 
 # -- what requests share ------------------------------------------------------------------------
@@ -158,8 +170,30 @@ class Workload(Spec):
 
     requests: Count | None = Field(default=None, gt=0, le=10_000_000, description="stop after this many")
     arrivals: Arrivals = Field(description="when requests arrive (with sessions: when each begins)")
-    prompt: Lengths = Field(description="tokens of a prompt (with sessions: of what each request adds)")
-    output: Lengths = Field(description="tokens of an answer")
+    prompt: Lengths | None = Field(
+        default=None, description="tokens of a prompt (with sessions: of what each request adds)"
+    )
+    output: Lengths | None = Field(default=None, description="tokens of an answer")
     sessions: Sessions | None = Field(
         default=None, description="requests that continue one another; unset: no two share anything"
     )
+
+    @model_validator(mode="after")
+    def _lengths_come_from_one_place(self) -> Workload:
+        given = {"prompt": self.prompt, "output": self.output, "sessions": self.sessions}
+        if isinstance(self.arrivals, TraceFile):
+            surplus = [name for name, value in given.items() if value is not None]
+            problems = [([name], "is what the trace says (drop it)") for name in surplus]
+        else:
+            missing = [name for name in ("prompt", "output") if given[name] is None]
+            problems = [([name], "is missing (see `prfaas-lab schema scenario`)") for name in missing]
+        if problems:
+            raise Misfit(*problems)
+        return self
+
+    @property
+    def lengths(self) -> tuple[Lengths, Lengths]:
+        """The laws of prompts and of answers. Only a trace has none: do not ask it."""
+        assert self.prompt is not None, "a trace has no law of lengths"
+        assert self.output is not None
+        return self.prompt, self.output

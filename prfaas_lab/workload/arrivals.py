@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prfaas_lab.spec.scenario import Arrivals, ClosedLoop, Gamma, OnOff, Poisson, Uniform
+from prfaas_lab.spec.scenario import Arrivals, ClosedLoop, Gamma, OnOff, Poisson, TraceFile, Uniform
 
 
 def arrivals(spec: Arrivals, rng: np.random.Generator) -> Iterator[float | None]:
@@ -28,6 +28,8 @@ def arrivals(spec: Arrivals, rng: np.random.Generator) -> Iterator[float | None]
             return _even(rate)
         case ClosedLoop():
             return _when_a_client_is_free()
+        case TraceFile():
+            raise AssertionError("a trace's arrivals come with its requests: see generate")
 
 
 def _operational(burstiness: float, rng: np.random.Generator) -> Iterator[float]:
@@ -72,5 +74,7 @@ def mean_rate(spec: Arrivals) -> float:
             return (spec.on * spec.rate + spec.off * spec.off_rate) / (spec.on + spec.off)
         case ClosedLoop():
             return math.inf
+        case TraceFile():
+            raise AssertionError("nobody has read the trace")
         case Poisson() | Gamma() | Uniform():
             return spec.rate

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
-from prfaas_lab.spec.scenario import Workload
+from prfaas_lab.spec.scenario import TraceFile, Workload
 from prfaas_lab.workload.arrivals import arrivals
 from prfaas_lab.workload.lengths import lengths
-from prfaas_lab.workload.prompts import random_prompt
+from prfaas_lab.workload.prompts import RESERVED_IDS, random_prompt
 from prfaas_lab.workload.request import Request
 from prfaas_lab.workload.sessions import SessionSource, size
+from prfaas_lab.workload.traces import TRACES, TraceScale, trace_requests
 
 # Each aspect draws from a stream of its own, so that changing one leaves the others as they were.
 # The keys are part of what a seed means: never renumber them.
@@ -33,10 +36,13 @@ def generate(
     With sessions, each first request is yielded, and carries those that follow it; `workload.requests`
     counts them all. Their prompts have ids in any case, since it is by these that they share prefixes.
     """
+    if isinstance(workload.arrivals, TraceFile):
+        yield from _traced(workload, seed, vocab_size or _ANY_VOCABULARY, duration_s, time_scale)
+        return
     if workload.sessions is not None:
         yield from _sessions(workload, seed, vocab_size or _ANY_VOCABULARY, duration_s, time_scale)
         return
-    prompt_tokens, output_tokens = lengths(workload.prompt), lengths(workload.output)
+    prompt_tokens, output_tokens = (lengths(law) for law in workload.lengths)
     prompt_rng, output_rng = _stream(seed, _PROMPT_LENGTHS), _stream(seed, _OUTPUT_LENGTHS)
     times = arrivals(workload.arrivals, _stream(seed, _ARRIVALS))
     for number, arrival_s in enumerate(islice(times, workload.requests)):
@@ -50,6 +56,23 @@ def generate(
             length=None if vocab_size else tokens,
             output_tokens=output_tokens.quantile(output_rng.random()),
         )
+
+
+def _traced(
+    workload: Workload, seed: int, vocab_size: int, duration_s: float, time_scale: float
+) -> Iterator[Request]:
+    trace = workload.arrivals
+    assert isinstance(trace, TraceFile)
+    scale = TraceScale(
+        block_tokens=trace.block, output_factor=trace.output_factor, rate_factor=trace.rate_factor
+    )
+    rows = TRACES[trace.format](Path(trace.file))
+    found = trace_requests(rows, seed=seed, vocabulary=vocab_size, first_token=RESERVED_IDS, scale=scale)
+    for request in islice(found, workload.requests):
+        assert request.arrival_s is not None
+        if request.arrival_s > duration_s:
+            return
+        yield replace(request, arrival_s=request.arrival_s * time_scale)
 
 
 def _sessions(

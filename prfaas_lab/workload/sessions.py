@@ -37,7 +37,7 @@ class SessionSource:
     ) -> None:
         assert workload.sessions is not None
         self._spec: Sessions = workload.sessions
-        self._prompt, self._output = lengths(workload.prompt), lengths(workload.output)
+        self._prompt, self._output = (lengths(law) for law in workload.lengths)
         self._vocab_size, self._time_scale = vocab_size, time_scale
         self._session_streams, self._system_streams = session_streams, system_streams
 
