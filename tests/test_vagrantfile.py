@@ -84,6 +84,12 @@ def test_an_emulated_cpu_gets_no_torch_unless_asked() -> None:
 
 
 @needs_ruby
+def test_only_an_emulated_cpu_is_asked_for_less() -> None:
+    assert provision_arguments(evaluate(PLAIN, kvm=True))[1] == 10
+    assert provision_arguments(evaluate(INTEL, kvm=True))[1] == 1
+
+
+@needs_ruby
 def test_both_providers_get_the_same_size_and_the_environment_may_set_it() -> None:
     seen = evaluate(INTEL, kvm=True, PRFAAS_LAB_VM_CPUS="3", PRFAAS_LAB_VM_MEMORY_MIB="8192")
     for provider in ("libvirt", "virtualbox"):
@@ -150,8 +156,12 @@ def evaluate(cpuinfo: str, kvm: bool, **environment: str) -> dict[str, object]:
 
 
 def environment_kind(seen: dict[str, object]) -> str:
+    return provision_arguments(seen)[0]
+
+
+def provision_arguments(seen: dict[str, object]) -> list[object]:
     provisions = seen["config.vm.provision"]
-    return next(options["args"][0] for arguments, options in provisions if arguments == ["system"])
+    return next(options["args"] for arguments, options in provisions if arguments == ["system"])
 
 
 def imported_by(path: Path) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 import secrets
 import signal
 import socket
@@ -38,8 +39,10 @@ pytestmark = pytest.mark.emulation
 
 RUNS = os.environ.setdefault("PRFAAS_LAB_TEST_RUNS", f"t{secrets.token_hex(3)}")
 """What the ids of our runs begin with, in this process and its children: others may run here too."""
-MBIT = 1e6
-QUEUE_BYTES = 512 * 1024
+SLOWNESS = float(os.environ.get("PRFAAS_LAB_TEST_SLOWNESS", "1"))
+"""How many times slower than real hardware this machine is: it gets so much less to carry, and longer."""
+MBIT = 1e6 / SLOWNESS
+QUEUE_BYTES = int(512 * 1024 / SLOWNESS)
 RATE_TOLERANCE = 0.03
 
 
@@ -48,7 +51,7 @@ RATE_TOLERANCE = 0.03
 
 def test_round_trip_is_both_delays(shaper: str) -> None:
     with network(shaper, delay="20ms") as fabric:
-        best(lambda: near(round_trip_s(engines_way(fabric)), 0.040, share=0.05, slack=0.001))
+        best(lambda: near(round_trip_s(engines_way(fabric)), 0.040, share=0.05, slack=0.001 * SLOWNESS))
 
 
 def test_goodput_is_the_achievable_share_of_the_rate(shaper: str) -> None:
@@ -61,7 +64,7 @@ def test_each_direction_has_its_own_rate(shaper: str) -> None:
     with network(shaper, delay="5ms", **directions) as fabric:
         best(lambda: near(goodput(fabric), 40 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
         best(lambda: near(goodput(fabric, back=True), 20 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
-        best(lambda: near(round_trip_s(engines_way(fabric)), 0.020, share=0.05, slack=0.001))
+        best(lambda: near(round_trip_s(engines_way(fabric)), 0.020, share=0.05, slack=0.001 * SLOWNESS))
 
 
 def test_a_rate_step_is_seen_at_once_and_frees_no_burst(shaper: str) -> None:
@@ -151,7 +154,7 @@ def test_jitter_spreads_delays_around_their_mean(packets: str) -> None:
     with network(packets, delay="20ms", jitter="3ms", distribution="normal") as fabric:
 
         def attempt() -> None:
-            with flood(fabric, 0.1 * MBIT, datagram_bytes=100) as flow:
+            with flood(fabric, 0.1e6, datagram_bytes=100) as flow:
                 time.sleep(3.0)
             delays = [arrival.delay_s for arrival in flow.arrivals]
             assert statistics.median(delays) == pytest.approx(0.020, abs=0.0025)
@@ -165,7 +168,7 @@ def test_delays_of_chained_links_add_up(shaper: str) -> None:
     links = {"one": link("east", "middle", delay="10ms"), "two": link("middle", "west", delay="15ms")}
     sites = {"east": prfaas(), "middle": local(), "west": local()}
     with network(shaper, sites, links) as fabric:
-        best(lambda: near(round_trip_s(engines_way(fabric)), 0.050, share=0.05, slack=0.001))
+        best(lambda: near(round_trip_s(engines_way(fabric)), 0.050, share=0.05, slack=0.001 * SLOWNESS))
 
 
 def test_the_narrowest_of_chained_links_is_the_rate(shaper: str) -> None:
@@ -203,7 +206,7 @@ def test_engine_links_have_their_own_delay_or_it_is_refused(packets: str) -> Non
     links = {"wan": link("east", "west", delay="10ms")}
     if packets == "netem":
         with network(packets, sites, links) as fabric:
-            best(lambda: near(round_trip_s(engines_way(fabric)), 0.026, share=0.05, slack=0.001))
+            best(lambda: near(round_trip_s(engines_way(fabric)), 0.026, share=0.05, slack=0.001 * SLOWNESS))
     else:
         with pytest.raises(FabricError, match=r"east\.intra: without netem"), network(packets, sites, links):
             pass
@@ -214,7 +217,7 @@ def test_reordering_and_duplication_are_the_shares_asked_for(packets: str) -> No
     with network(packets, delay="10ms", reorder=0.1) as fabric:
 
         def reordered() -> None:
-            with flood(fabric, 2 * MBIT, datagram_bytes=100) as flow:
+            with flood(fabric, 2e6, datagram_bytes=100) as flow:
                 time.sleep(2.0)
             at_once = sum(arrival.delay_s < 0.005 for arrival in flow.arrivals)
             assert at_once / flow.sent == pytest.approx(0.1, rel=0.25)
@@ -351,10 +354,21 @@ def world(
     return Topology.model_validate(
         {
             "name": "test",
-            "datacenters": sites or {"east": prfaas(), "west": local()},
-            "links": links or {"wan": link("east", "west", **impairment)},
+            "datacenters": slowed(sites or {"east": prfaas(), "west": local()}),
+            "links": slowed(links or {"wan": link("east", "west", **impairment)}),
         }
     )
+
+
+def slowed(value: Any) -> Any:
+    """A part of a topology with its Mbit rates, and the queues for them, as this machine can carry."""
+    match value:
+        case dict():
+            return {name: slowed(part) for name, part in value.items()}
+        case str() if found := re.fullmatch(r"(\d+)(Mbit|KiB)", value):
+            return f"{float(found[1]) / SLOWNESS:g}{found[2]}"
+        case _:
+            return value
 
 
 def prfaas(engines: int = 1) -> dict[str, Any]:
@@ -381,14 +395,19 @@ def engines_way(fabric: Fabric, source: str = "east-p0", destination: str = "wes
 
 def goodput(fabric: Fabric, *, back: bool = False) -> float:
     ends = ("west-d0", "east-p0") if back else ("east-p0", "west-d0")
-    return goodput_bps(engines_way(fabric, *ends), warm_up_s=0.5, windows=10)
+    return goodput_bps(engines_way(fabric, *ends), warm_up_s=0.5 * SLOWNESS, window_s=0.1 * SLOWNESS)
 
 
 def together(ways: list[Way]) -> list[float]:
     """Goodput of several ways at the same time."""
     rates: list[float] = []
     threads = [
-        threading.Thread(target=lambda way=way: rates.append(goodput_bps(way, warm_up_s=0.6))) for way in ways
+        threading.Thread(
+            target=lambda way=way: rates.append(
+                goodput_bps(way, warm_up_s=0.6 * SLOWNESS, window_s=0.1 * SLOWNESS)
+            )
+        )
+        for way in ways
     ]
     for thread in threads:
         thread.start()
@@ -441,7 +460,7 @@ def flood(fabric: Fabric, rate_bps: float, *, datagram_bytes: int = 1472) -> Flo
 
 def thin_stream(fabric: Fabric) -> tuple[int, list[int]]:
     """(sent, numbers of those that arrived) of some thousand small packets that no queue drops."""
-    with flood(fabric, 2 * MBIT, datagram_bytes=100) as flow:
+    with flood(fabric, 2e6, datagram_bytes=100) as flow:
         time.sleep(2.0)
     return flow.sent, [arrival.number for arrival in flow.arrivals]
 
