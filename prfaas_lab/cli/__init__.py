@@ -10,6 +10,7 @@ import typer
 from prfaas_lab import __version__
 from prfaas_lab.cli import files, machine, scenario, serve, transfer
 from prfaas_lab.cli.cache_report import cache_report
+from prfaas_lab.cli.compare import compare
 from prfaas_lab.cli.plan import plan
 from prfaas_lab.cli.simulate import simulate
 from prfaas_lab.errors import LabError, SpecError
@@ -35,6 +36,7 @@ app.command()(files.validate)
 app.command()(files.schema)
 app.command()(plan)
 app.command("cache-report")(cache_report)
+app.command()(compare)
 app.command("link-test")(machine.link_test)
 app.command("transfer-bench")(transfer.transfer_bench)
 app.command()(machine.doctor)

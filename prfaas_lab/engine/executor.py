@@ -29,6 +29,7 @@ class PrefillExecutor(Protocol):
         sampling: Sampling = GREEDY,
         cached: IncomingCache | None = None,
         snapshots: Collection[int] = (),
+        arrived_at: float | None = None,
     ) -> int:
         """Compute a prompt chunk by chunk; the first output token, chosen as `sampling` says.
 
@@ -36,7 +37,8 @@ class PrefillExecutor(Protocol):
         Every segment is emitted as soon as its layer has it, cached ones first, and all of them
         before this returns. At the chunk boundaries `snapshots`, beyond what is cached, the states
         are emitted too: under the chunk that ends there. When cancelled, or when `emit` raises,
-        computing stops at the next layer.
+        computing stops at the next layer. `arrived_at` is the loop's time when the prompt
+        came to wait; None: it comes now.
         """
         ...
 

@@ -21,10 +21,6 @@ from prfaas_lab.workload.request import GREEDY, Sampling
 
 REPORT_TOKENS = 128
 """Output tokens that a paced engine tells of at once: one by one they would keep the controller busy."""
-_AT_ONCE_S = 0.02
-"""A prompt that comes this soon after the last one's deadline had been waiting for it, and starts at
-that deadline: timers that fire late cost no throughput. (One that truly came within it starts at most
-this early.)"""
 
 
 class PacedPrefill:
@@ -52,12 +48,14 @@ class PacedPrefill:
         sampling: Sampling = GREEDY,
         cached: IncomingCache | None = None,
         snapshots: Collection[int] = (),
+        arrived_at: float | None = None,
     ) -> int:
         """Emits as the real model would: cached chunks at once, then each layer of each chunk when its
-        part of the time is over, the fixed state with the last chunk. The answer is a random number
-        that the payload depends on."""
-        now = asyncio.get_running_loop().time()
-        begins_at = self._free_at if now - self._free_at < _AT_ONCE_S else now
+        part of the time is over, the fixed state with the last chunk. It begins when the prompt came, or
+        when the one before it was due, whichever is later: that a timer fired late costs no throughput.
+        The answer is a random number that the payload depends on."""
+        came_at = asyncio.get_running_loop().time() if arrived_at is None else arrived_at
+        begins_at = max(self._free_at, came_at)
         tokens, wanted, nonce = len(prompt), {len(prompt), *snapshots}, self._rng.getrandbits(62)
         start_tokens = 0 if cached is None else cached.tokens
         for span in chunk_spans(start_tokens, self.layout.chunk_tokens):

@@ -84,22 +84,25 @@ class PrefillEngine:
                 f"the prefill engine {state}", where=job.request_id, remedy="send fewer requests"
             )
         self._queued += 1
+        arrived_at = asyncio.get_running_loop().time()
         try:
             await self._turn.acquire()
         finally:
             self._queued -= 1
         try:
-            return await self._compute(job, emit, on_started)
+            return await self._compute(job, emit, on_started, arrived_at)
         finally:
             self._turn.release()
 
-    async def _compute(self, job: PrefillJob, emit: Emit, on_started: Callable[[], None]) -> PrefillResult:
+    async def _compute(
+        self, job: PrefillJob, emit: Emit, on_started: Callable[[], None], arrived_at: float
+    ) -> PrefillResult:
         if self._closed:
             raise EngineError("the prefill engine is closed", where=job.request_id)
         started_at = self._clock()
         on_started()
         with self._busy:
-            first_token, cached_tokens = await self._prefill(job, emit)
+            first_token, cached_tokens = await self._prefill(job, emit, arrived_at)
         computed_tokens = len(job.prompt) - cached_tokens
         self._tokens += computed_tokens
         return PrefillResult(
@@ -110,19 +113,27 @@ class PrefillEngine:
             finished_at=self._clock(),
         )
 
-    async def _prefill(self, job: PrefillJob, emit: Emit) -> tuple[int, int]:
+    async def _prefill(self, job: PrefillJob, emit: Emit, arrived_at: float) -> tuple[int, int]:
         """The first token, and how much of the prompt was found cached.
 
         The cache is asked now and not when the job came: those before it in line have filled it since.
         """
         if self.cache is None or job.blocks is None:
-            return await self._executor.prefill(job.prompt, emit, sampling=job.sampling), 0
+            first_token = await self._executor.prefill(
+                job.prompt, emit, sampling=job.sampling, arrived_at=arrived_at
+            )
+            return first_token, 0
         cached = self.cache.load(job.blocks)
         cached_tokens = 0 if cached is None else cached.tokens
         wanted = self.cache.snapshots_for(job.blocks)
         computed = Computed(self._executor.layout, len(job.prompt), cached_tokens, emit)
         first_token = await self._executor.prefill(
-            job.prompt, computed.emit, cached=cached, snapshots=wanted, sampling=job.sampling
+            job.prompt,
+            computed.emit,
+            cached=cached,
+            snapshots=wanted,
+            sampling=job.sampling,
+            arrived_at=arrived_at,
         )
         self.cache.keep(job.blocks, computed)
         return first_token, cached_tokens

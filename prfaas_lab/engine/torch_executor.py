@@ -52,6 +52,7 @@ class TorchPrefill:
         sampling: Sampling = GREEDY,
         cached: IncomingCache | None = None,
         snapshots: Collection[int] = (),
+        arrived_at: float | None = None,
     ) -> int:
         assert cached is None or cached.tokens < len(prompt), "the last token of a prompt is always computed"
         self._handover = handover = _Handover(asyncio.get_running_loop(), emit, self._outgoing)

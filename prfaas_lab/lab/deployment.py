@@ -23,6 +23,7 @@ from prfaas_lab.fabric.measure import judge, measure
 from prfaas_lab.fabric.network import DATA_PORT, Fabric
 from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.kvcache import Geometry
+from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
 from prfaas_lab.lab.executors import batch_of
@@ -38,7 +39,7 @@ from prfaas_lab.lab.ways import Ways
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.run import run_started
-from prfaas_lab.router import DatacenterView, Plan, Route
+from prfaas_lab.router import DatacenterView, Route
 from prfaas_lab.spec.scenario import Resolved
 
 
@@ -274,10 +275,11 @@ class Foundation:
             ),
             network=Ways(self.fabric),
             route=route,
-            plan=Plan(threshold_tokens=scenario.policy.threshold),
+            plan=plan_of(scenario.policy),
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
             ledger=self.ledger,
             caches=self._caches(model),
+            costs=self.pacing.costs if self.pacing else None,
         )
 
     def _caches(self, model: ModelReady) -> KVCacheManager | None:

@@ -92,6 +92,7 @@ class Engine:
         self.client, self.capacity = client, capacity
         self.waiting_tokens = 0
         self.computed_tokens, self.computing_s = 0, 0.0
+        self.waiting_s = 0.0
         self.orders: set[str] = set()
         self.on_change: Callable[[Engine], None] | None = None
         """Told whenever the view is no longer what it was."""
@@ -119,6 +120,7 @@ class Engine:
                 queued=len(self.orders) - running,
                 running=running,
                 queued_tokens=self.waiting_tokens,
+                queued_s=max(0.0, round(self.waiting_s, 9)),
                 capacity=self.capacity,
                 alive=self._alive,
                 prefill_s_per_token=self.computing_s / self.computed_tokens if self.computed_tokens else None,
@@ -132,9 +134,9 @@ class Engine:
             self.on_change(self)
 
     @contextmanager
-    def holding(self, request_id: str, prompt_tokens: int) -> Iterator[Hold]:
+    def holding(self, request_id: str, prompt_tokens: int, prefill_s: float = 0.0) -> Iterator[Hold]:
         """Count an order until it is released, or the context closes."""
-        hold = Hold(self, request_id, prompt_tokens)
+        hold = Hold(self, request_id, prompt_tokens, prefill_s)
         try:
             yield hold
         finally:
@@ -144,10 +146,12 @@ class Engine:
 class Hold:
     """An order that an engine has in hand; its prompt tokens wait until they are computed."""
 
-    def __init__(self, engine: Engine, request_id: str, prompt_tokens: int) -> None:
-        self._engine, self._request_id, self._prompt_tokens = engine, request_id, prompt_tokens
+    def __init__(self, engine: Engine, request_id: str, prompt_tokens: int, prefill_s: float = 0.0) -> None:
+        self._engine, self._request_id = engine, request_id
+        self._prompt_tokens, self._prefill_s = prompt_tokens, prefill_s
         engine.orders.add(request_id)
         engine.waiting_tokens += prompt_tokens
+        engine.waiting_s += prefill_s
         engine.changed()
 
     def release(self) -> None:
@@ -161,5 +165,6 @@ class Hold:
         """Its prompt waits no longer."""
         if self._prompt_tokens:
             self._engine.waiting_tokens -= self._prompt_tokens
-            self._prompt_tokens = 0
+            self._engine.waiting_s -= self._prefill_s
+            self._prompt_tokens, self._prefill_s = 0, 0.0
             self._engine.changed()

@@ -10,6 +10,7 @@ from prfaas_lab.errors import LabError, SpecError
 from prfaas_lab.lab.orders import Pace, PacedModel
 from prfaas_lab.model.paced_layout import paced_bytes
 from prfaas_lab.model.profile import Profile, find_profile
+from prfaas_lab.router import Costs
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.spec.topology import Topology
 
@@ -21,7 +22,13 @@ class Pacing:
     model: PacedModel
     profiles: Mapping[str, Profile]
     """Of each datacenter."""
+    scale: float
     time_scale: float
+
+    @property
+    def costs(self) -> Costs:
+        """What policies may reckon with."""
+        return Costs(profiles=self.profiles, scale=self.scale, time_scale=self.time_scale)
 
     def of(self, datacenter: str) -> Pace:
         """What the engines of a datacenter are told."""
@@ -49,7 +56,7 @@ def pacing_of(resolved: Resolved) -> Pacing | None:
     profile = next(iter(profiles.values()))
     token_bytes, state_bytes = paced_bytes(profile.kvcache, scenario.scale)
     model = PacedModel(title=profile.model, token_bytes=token_bytes, state_bytes=state_bytes)
-    return Pacing(model=model, profiles=profiles, time_scale=scenario.time_scale)
+    return Pacing(model=model, profiles=profiles, scale=scenario.scale, time_scale=scenario.time_scale)
 
 
 def profiles_of(topology: Topology, folder: Path) -> dict[str, Profile]:

@@ -19,7 +19,7 @@ from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.router.values import DatacenterView, PathView, Placement, Plan, Route, View
+from prfaas_lab.router.values import Costs, DatacenterView, PathView, Placement, Plan, Route, View
 from prfaas_lab.workload.request import Request
 
 
@@ -70,10 +70,11 @@ class Service:
         expected_bytes: Callable[[int], int],
         ledger: Ledger,
         caches: KVCacheManager | None = None,
+        costs: Costs | None = None,
     ) -> None:
         """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache."""
         self.plan, self.route = plan, route
-        self._caches = caches
+        self._caches, self._costs = caches, costs
         self._copies = CacheCopies(engines, network, caches, ledger) if caches else None
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
@@ -118,6 +119,7 @@ class Service:
             engines=self._fleet.views(),
             paths=self._network.paths(),
             ranks=self._fleet,
+            costs=self._costs,
         )
 
     def _place(self, request: Request, prompt: Prompt | None) -> Placement:
@@ -153,7 +155,9 @@ class Service:
         try:
             with (
                 decode.holding(request.id, 0),
-                prefill.holding(request.id, placement.uncached_tokens) as hold,
+                prefill.holding(
+                    request.id, placement.uncached_tokens, self._prefill_s(flight, prefill)
+                ) as hold,
             ):
                 await self._both_ends(flight, placement, hold)
         except BaseExceptionGroup as errors:
@@ -163,6 +167,12 @@ class Service:
             raise EngineError(
                 f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
             )
+
+    def _prefill_s(self, flight: _Flight, engine: Engine) -> float:
+        """What the profile says that its prefill takes; 0 when there is none."""
+        assert flight.placement is not None, "placed first"
+        tokens = flight.placement.uncached_tokens
+        return self._costs.prefill_s(engine.datacenter, tokens) if self._costs else 0.0
 
     async def _both_ends(self, flight: _Flight, placement: Placement, hold: Hold) -> None:
         flight.stage, reserved = "reserve", asyncio.Event()

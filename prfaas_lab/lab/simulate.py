@@ -13,6 +13,7 @@ from typing import Any
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.timeline import Change, ShapeChange
+from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.conditions import Conditions, timeline_of
 from prfaas_lab.lab.deployment import meanwhile
 from prfaas_lab.lab.drive import Driver
@@ -32,7 +33,7 @@ from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.run import run_started
 from prfaas_lab.metrics.summary import summarize
-from prfaas_lab.router import DatacenterView, Plan, Route, policy
+from prfaas_lab.router import DatacenterView, Route, policy
 from prfaas_lab.spec.dump import dump
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.workload.generate import generate
@@ -206,9 +207,10 @@ class _Run:
             ),
             network=Ways(network),
             route=self.route,
-            plan=Plan(threshold_tokens=self.resolved.scenario.policy.threshold),
+            plan=plan_of(self.resolved.scenario.policy),
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
             ledger=ledger,
+            costs=self.pacing.costs,
         )
 
     def _conditions(self, network: FluidNetwork, ledger: Ledger) -> Conditions:

@@ -28,4 +28,5 @@ def simulated_pacing(resolved: Resolved) -> Pacing:
     model = PacedModel(
         title=profile.model, token_bytes=round(profile.kv_bytes(1)) - state_bytes, state_bytes=state_bytes
     )
-    return Pacing(model=model, profiles=dict.fromkeys(resolved.topology.datacenters, profile), time_scale=1.0)
+    profiles = dict.fromkeys(resolved.topology.datacenters, profile)
+    return Pacing(model=model, profiles=profiles, scale=1.0, time_scale=1.0)

@@ -31,6 +31,8 @@ class RunStarted(Event):
     seed: int
     duration_s: float
     """How long requests arrive, in seconds of the run (after `time_scale`)."""
+    warm_up_s: float = 0.0
+    """What of it is left out of the steady-state figures."""
     requests: int | None = None
     verify_share: float = 0.0
     verify_what: str = "tokens"

@@ -25,6 +25,7 @@ def run_started(
         threshold_tokens=scenario.policy.threshold,
         seed=scenario.seed,
         duration_s=scenario.duration * scenario.time_scale,
+        warm_up_s=scenario.warm_up * scenario.time_scale,
         requests=scenario.workload.requests,
         verify_share=scenario.verify.share,
         verify_what="payload" if paced else "tokens",

@@ -25,6 +25,7 @@ def summarize(tally: Tally) -> Json:
         **_counts(tally),
         **_throughput(tally, totals),
         **_latencies(tally, totals),
+        "steady": totals.steady.summary(tally.window),
         "handover": _handover(totals),
         "verify": {
             "what": tally.run.verify_what if tally.run else None,

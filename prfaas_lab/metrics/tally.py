@@ -6,6 +6,7 @@ only, when those that have ended are retired.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from prfaas_lab.metrics.caches import Caches
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
+from prfaas_lab.metrics.steady import Window
 from prfaas_lab.metrics.totals import Totals
 
 BUNCHED_S = 0.0002
@@ -73,7 +75,7 @@ class Tally:
         """Sums over all requests so far."""
         totals = self._retired.copy()
         for record in self.requests.values():
-            totals.add(record, self.sites)
+            totals.add(record, self.sites, self.window)
         return totals
 
     @property
@@ -99,6 +101,17 @@ class Tally:
         if self.started_s is None or self.ended_s is None:
             return 0.0
         return max(0.0, self.ended_s - self.started_s)
+
+    @property
+    def window(self) -> Window:
+        """The steady state: from the end of the warm-up to the end of the arrivals, or of the last request
+        (so far) if that was before."""
+        started_s, run = self.started_s or 0.0, self.run
+        warm_up_s, duration_s = (run.warm_up_s, run.duration_s) if run else (0.0, 0.0)
+        ended_s = started_s if self.ended_s is None else self.ended_s
+        # The end just counted lies within.
+        until_s = min(started_s + duration_s, math.nextafter(ended_s, math.inf))
+        return Window(since_s=started_s + warm_up_s, until_s=until_s)
 
     @property
     def bunched_fraction(self) -> float | None:
@@ -138,7 +151,7 @@ class Tally:
                 self.caches.transferred(event)
         if self._retire is not None and record.ended_s is not None:
             del self.requests[record.id]
-            self._retired.add(record, self.sites)
+            self._retired.add(record, self.sites, self.window)
             self._retire(record)
 
     def _rebucket(self, record: RequestRecord, before: str | None, after: str | None) -> None:

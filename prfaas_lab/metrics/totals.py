@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from prfaas_lab.metrics.handover import LEGS, Handover, Violation, handover, violations
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord, cause
+from prfaas_lab.metrics.steady import SteadyState, Window
 
 _EXACT = 100_000
 _SHOWN = 2
@@ -55,6 +56,7 @@ class Totals:
         self.input_tokens = self.output_tokens = self.cached_tokens = self.kvcache_bytes = 0
         self.ttft_ms, self.tpot_ms, self.e2el_ms = (Samples(_EXACT, "d") for _ in range(3))
         self.legs = {"all": Legs(), "offloaded": Legs(), "local": Legs()}
+        self.steady = SteadyState()
         self.broken: dict[str, Broken] = {}
         self.failures: Counter[Failure] = Counter()
         self.first_failures: dict[Failure, str] = {}
@@ -64,8 +66,10 @@ class Totals:
     def copy(self) -> Totals:
         return copy.deepcopy(self)
 
-    def add(self, record: RequestRecord, sites: Mapping[str, str]) -> None:
-        """Count a request that is over, or was when the run ended. `sites`: engine -> datacenter."""
+    def add(self, record: RequestRecord, sites: Mapping[str, str], window: Window) -> None:
+        """Count a request that is over, or was when the run ended. `sites`: engine -> datacenter;
+        `window`: the run's steady state."""
+        self.steady.add(record, window)
         for violation in violations(record):
             self._add_violation(violation)
         ends = sites.get(record.source or ""), sites.get(record.destination or "")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from prfaas_lab.model.profile import Profile
 from prfaas_lab.workload.request import Request
 
 Role = Literal["prefill", "decode"]
-Rank = tuple[float, int, str]
+Rank = tuple[float, float, int, str]
 """What engines are ordered by; the name decides between equals, so that no two rank alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineView:
-    """One engine as the controller knows it now. `prefix_tokens`: how much of this request's prompt it
-    can resume from (prefill), or need not be sent (decode)."""
+    """One engine as the controller knows it now.
+
+    `queued_tokens` and `queued_s` are the prompts still to compute, the one under way included, in tokens
+    and (where profiles are known) seconds. `prefix_tokens`: how much of this request's prompt it can
+    resume from (prefill), or need not be sent (decode).
+    """
 
     name: str
     datacenter: str
@@ -24,6 +29,7 @@ class EngineView:
     queued: int = 0
     running: int = 0
     queued_tokens: int = 0
+    queued_s: float = 0.0
     capacity: int = 1
     alive: bool = True
     prefix_tokens: int = 0
@@ -53,13 +59,19 @@ class PathView:
 
 
 def prefill_rank(engine: EngineView) -> Rank:
-    """The engine that has least to compute until a prompt whose beginning it may hold is done is first."""
-    return engine.queued_tokens - engine.prefix_tokens, engine.queued + engine.running, engine.name
+    """The engine that has least to compute until a prompt whose beginning it may hold is done is first:
+    by seconds where profiles are known, by tokens otherwise."""
+    return (
+        engine.queued_s,
+        engine.queued_tokens - engine.prefix_tokens,
+        engine.queued + engine.running,
+        engine.name,
+    )
 
 
 def decode_rank(engine: EngineView) -> Rank:
     """The emptiest engine is first; of equals, the one that need be sent least."""
-    return (engine.running + engine.queued) / engine.capacity, -engine.prefix_tokens, engine.name
+    return (engine.running + engine.queued) / engine.capacity, -engine.prefix_tokens, 0, engine.name
 
 
 class Ranks(Protocol):
@@ -79,13 +91,33 @@ class CacheView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a prompt takes and makes where, by the hardware's profiles, in seconds and bytes of the run."""
+
+    profiles: Mapping[str, Profile]
+    """Of each datacenter."""
+    scale: float = 1.0
+    time_scale: float = 1.0
+
+    def prefill_s(self, datacenter: str, tokens: int) -> float:
+        """Of one engine there."""
+        return self.time_scale * self.profiles[datacenter].prefill_s(tokens)
+
+    def kv_bytes(self, datacenter: str, tokens: int) -> float:
+        """Of the KVCache that crosses from there."""
+        return self.scale * self.profiles[datacenter].kv_bytes(tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """The deployment at the moment of a decision. `cache` is None when prefixes are not kept."""
+    """The deployment at the moment of a decision. `cache` is None when prefixes are not kept, `costs`
+    without hardware profiles."""
 
     datacenters: tuple[DatacenterView, ...]
     engines: tuple[EngineView, ...]
     paths: tuple[PathView, ...] = ()
     cache: CacheView | None = None
+    costs: Costs | None = None
     ranks: Ranks | None = field(default=None, compare=False, repr=False)
     """Says nothing that `engines` does not; None where ranks depend on the request (prefix caches)."""
 
@@ -100,9 +132,13 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the slow loop decided, valid until it swaps in another."""
+    """What the slow loop decided, valid until it swaps in another.
+
+    `offload_share` is for policies that are blind to length.
+    """
 
     threshold_tokens: int | None = None
+    offload_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

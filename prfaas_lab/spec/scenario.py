@@ -127,8 +127,11 @@ class TransportSettings(Spec):
 class Policy(Named):
     """Where prefill runs. Options that a policy does not know are refused when it is looked up."""
 
-    name: str = Field(default="threshold", description="threshold, local-only, remote-all, ...")
+    name: str = Field(
+        default="threshold", description="prfaas, threshold, balanced, local-only, ..., or module:function"
+    )
     threshold: Tokens = Field(default=512, description="uncached tokens above which prefill is offloaded")
+    share: Fraction | None = Field(default=None, description="of all requests, offloaded (balanced)")
 
 
 class Verify(Spec):
@@ -182,6 +185,9 @@ class Scenario(Spec):
     events: tuple[Event, ...] = Field(default=(), description="what befalls the network")
     cache: Literal["on", "off"] = Field(
         default="on", description="off: no prefix cache, whatever the topology says (to compare with)"
+    )
+    warm_up: Duration = Field(
+        default=0.0, ge=0, description="left out of the steady-state figures, as is what drains"
     )
     verify: Verify = Field(default=Verify(), description="how many outputs are checked")
     tolerance: Tolerance = Field(default=Tolerance(), description="when a run is still believed")

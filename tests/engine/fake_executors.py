@@ -49,6 +49,7 @@ class FakePrefill:
         sampling: Sampling = GREEDY,
         cached: IncomingCache | None = None,
         snapshots: Collection[int] = (),
+        arrived_at: float | None = None,
     ) -> int:
         self.order.append(prompt[0])
         await self.proceed.wait()

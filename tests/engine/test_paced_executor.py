@@ -51,9 +51,9 @@ def test_a_row_of_prompts_takes_the_sum_of_their_profile_times(prompts: list[int
 def test_a_late_timer_costs_the_next_prompt_nothing() -> None:
     async def main() -> float:
         executor = prefiller()
-        await executor.prefill(range(1024), lambda key, segment: None)
-        await asyncio.sleep(0.01)  # the loop was busy
-        await executor.prefill(range(1024), lambda key, segment: None)
+        await executor.prefill(range(1024), lambda key, segment: None, arrived_at=0.0)
+        await asyncio.sleep(0.3)  # the loop was busy
+        await executor.prefill(range(1024), lambda key, segment: None, arrived_at=0.1)
         return now()
 
     assert run_virtual(main()) == pytest.approx(2 * H20.prefill_s(1024))
@@ -70,6 +70,7 @@ def test_what_is_emitted_is_the_layout_each_chunk_in_its_time(tokens: int, cache
             range(tokens),
             lambda key, segment: emitted.update({key: (now(), len(segment))}),
             cached=IncomingCache(LAYOUT, start) if start else None,
+            arrived_at=0.0,
         )
 
     run_virtual(main())

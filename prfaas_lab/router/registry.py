@@ -1,0 +1,62 @@
+"""The policies by name, and a user's own by its dotted path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+from prfaas_lab.errors import LabError
+from prfaas_lab.router.earliest_finish import earliest_finish
+from prfaas_lab.router.placement_cache import cache_aware
+from prfaas_lab.router.policies import balanced, local_only, remote_all, threshold
+from prfaas_lab.router.values import Route
+
+POLICIES: dict[str, Route] = {
+    "prfaas": cache_aware(threshold),
+    "threshold": threshold,
+    "homogeneous": local_only,
+    "naive": remote_all,
+    "balanced": balanced,
+    "local-only": local_only,
+    "remote-all": remote_all,
+    "cache-aware": cache_aware(threshold),
+    "earliest-finish": earliest_finish,
+}
+"""`prfaas` routes as `cache-aware` does, and while it runs `lab.scheduler` moves its plan. `homogeneous` and
+`naive` route as `local-only` and `remote-all` do; `compare` also gives them the deployment that the paper
+gives them."""
+
+
+def policy(name: str) -> Route:
+    """The policy of that name, or the function that `module:function` names (looked for in the working
+    directory too). Raises LabError naming the nearest one."""
+    if name in POLICIES:
+        return POLICIES[name]
+    if ":" in name:
+        return _users_own(name)
+    near = difflib.get_close_matches(name, POLICIES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"have: {', '.join(POLICIES)}, or module:function"
+    raise _unknown(f"there is no policy {name!r}", hint)
+
+
+def _users_own(path: str) -> Route:
+    module, _, function = path.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = "write module:function, of a module that can be imported from here"
+        raise _unknown(f"cannot load policy {path!r}: {error}", remedy) from error
+    if not callable(found):
+        raise _unknown(f"policy {path!r} is no function", "give one that takes (request, view, plan)")
+    route: Route = found
+    return route
+
+
+def _unknown(what: str, remedy: str) -> LabError:
+    error = LabError(what, where="policy.name", remedy=remedy)
+    error.exit_code = 2
+    return error

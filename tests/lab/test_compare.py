@@ -1,0 +1,65 @@
+"""Claims about what `compare` deploys for a policy, and how it sums up seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prfaas_lab.lab.arrange import arrange
+from prfaas_lab.lab.compare import Interval
+from prfaas_lab.spec import load_scenario
+from prfaas_lab.spec.scenario import Resolved
+
+SCENARIO = Path(__file__).parents[2] / "scenarios" / "paper-case-study.yaml"
+
+
+@pytest.fixture(scope="module")
+def case() -> Resolved:
+    return load_scenario(SCENARIO)
+
+
+@pytest.mark.parametrize(
+    ("policy", "prfaas", "local", "lambda_max"),
+    [
+        ("prfaas", 4, (3, 5), 3.14),
+        ("homogeneous", None, (9, 3), 2.03),
+        ("naive", 4, (0, 8), 2.37),
+        ("balanced", 4, (4, 4), 3.125),
+    ],
+)
+def test_each_policy_gets_the_deployment_that_the_paper_gives_it(
+    case: Resolved, policy: str, prfaas: int | None, local: tuple[int, int], lambda_max: float
+) -> None:
+    arranged = arrange(case, policy)
+    sites = arranged.resolved.topology.datacenters
+    engines = sites["local-h20"].engines
+    assert (engines.prefill, engines.decode) == local
+    remote = sites.get("prfaas-h200")
+    assert (remote.engines.prefill if remote else None) == prfaas
+    assert set(arranged.resolved.topology.links) == ({"vpc"} if prfaas else set())
+    assert arranged.predicted is not None
+    assert arranged.predicted.lambda_max == pytest.approx(lambda_max, abs=0.01)
+    assert arranged.resolved.scenario.policy.name == policy
+    assert arranged.resolved.scenario.workload == case.scenario.workload
+
+
+def test_the_threshold_and_the_share_come_from_the_planner(case: Resolved) -> None:
+    assert arrange(case, "prfaas").resolved.scenario.policy.threshold == pytest.approx(19_400, rel=0.01)
+    assert arrange(case, "balanced").resolved.scenario.policy.share == pytest.approx(0.72, abs=0.02)
+
+
+def test_a_policy_the_planner_does_not_know_runs_on_the_same_roles_without_a_prediction(
+    case: Resolved,
+) -> None:
+    ours, theirs = arrange(case, "prfaas"), arrange(case, "earliest-finish")
+    assert theirs.predicted is None
+    assert theirs.resolved.topology == ours.resolved.topology
+
+
+def test_an_interval_is_students_and_holds_the_mean() -> None:
+    interval = Interval.of([3.0, 3.1, 3.2])
+    assert interval.mean == pytest.approx(3.1)
+    assert interval.low is not None
+    assert interval.low == pytest.approx(3.1 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+    assert Interval.of([3.0]).low is None

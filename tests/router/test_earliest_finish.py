@@ -1,0 +1,85 @@
+"""Claims about the policy that reckons, the one that draws, and how policies are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prfaas_lab.errors import LabError
+from prfaas_lab.model.profile import find_profile
+from prfaas_lab.router import Costs, DatacenterView, EngineView, NoPlacement, PathView, Plan, View, policy
+from prfaas_lab.workload.request import Request
+
+PROFILES = {"east": find_profile("8xH200"), "west": find_profile("8xH20")}
+PLAN = Plan(threshold_tokens=20_000)
+
+
+def request(tokens: int, name: str = "r") -> Request:
+    return Request(id=name, arrival_s=0.0, prompt=(), length=tokens, output_tokens=8)
+
+
+def view(*, east_s: float = 0.0, west_s: float = 0.0, rate_bps: float = 1e11, up: bool = True) -> View:
+    return View(
+        datacenters=(DatacenterView(name="east", role="prfaas"), DatacenterView(name="west", role="local")),
+        engines=(
+            EngineView(name="east-p0", datacenter="east", role="prefill", queued_s=east_s),
+            EngineView(name="west-p0", datacenter="west", role="prefill", queued_s=west_s),
+            EngineView(name="west-d0", datacenter="west", role="decode", capacity=8),
+        ),
+        paths=(PathView(source="east", destination="west", rate_bps=rate_bps, rtt_s=0.02, up=up),),
+        costs=Costs(profiles=PROFILES),
+    )
+
+
+@given(st.integers(1, 131_072), st.floats(0, 100), st.floats(0, 100), st.floats(1e8, 1e12))
+def test_the_earliest_finish_is_no_later_than_either_side(
+    tokens: int, east_s: float, west_s: float, rate_bps: float
+) -> None:
+    east = east_s + max(PROFILES["east"].prefill_s(tokens), 8 * PROFILES["east"].kv_bytes(tokens) / rate_bps)
+    east += 0.01
+    west = west_s + PROFILES["west"].prefill_s(tokens)
+    found = policy("earliest-finish")(
+        request(tokens), view(east_s=east_s, west_s=west_s, rate_bps=rate_bps), PLAN
+    )
+    assert found.prefill == ("east-p0" if east < west else "west-p0") or east == pytest.approx(west)
+
+
+def test_a_dead_link_leaves_only_home() -> None:
+    for name in ("earliest-finish", "prfaas", "threshold", "balanced"):
+        plan = replace(PLAN, offload_share=1.0)
+        assert policy(name)(request(100_000), view(west_s=99, up=False), plan).prefill == "west-p0"
+
+
+def test_without_profiles_nobody_can_say_who_finishes_first() -> None:
+    with pytest.raises(NoPlacement, match="profiles"):
+        policy("earliest-finish")(request(100), replace(view(), costs=None), PLAN)
+
+
+def test_the_balanced_policy_offloads_its_share_whatever_the_length() -> None:
+    plan = Plan(offload_share=0.7)
+    placed = [
+        policy("balanced")(request(100 if n % 2 else 99_000, f"r{n}"), view(), plan) for n in range(4000)
+    ]
+    assert sum(each.offloaded for each in placed) / 4000 == pytest.approx(0.7, abs=0.03)
+    assert sum(each.offloaded for each in placed[1::2]) / 2000 == pytest.approx(0.7, abs=0.04)
+
+
+def test_a_users_own_policy_is_found_by_its_dotted_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_policies.py").write_text("def mine(request, view, plan):\n    return 'mine'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert policy("my_policies:mine")(request(1), view(), PLAN) == "mine"  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module:f", "prfaas_lab.errors:nothing", "prfaas_lab:__version__", ":f"]
+)
+def test_what_is_no_policy_is_refused_in_words(name: str) -> None:
+    with pytest.raises(LabError, match="policy"):
+        policy(name)
