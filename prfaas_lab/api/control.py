@@ -32,6 +32,8 @@ class Control:
             await change_link(self._deployment, name, change)
         except (LabError, ValueError) as error:
             raise ApiError(400, str(error)) from error
+        except TimeoutError as error:
+            raise ApiError(503, "the change did not take effect in time") from error
         links = [each for each in state(self._deployment)["links"] if each["link"] == name]
         return web.json_response({"links": links})
 

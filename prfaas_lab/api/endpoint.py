@@ -72,6 +72,7 @@ class Endpoint:
         self._completions = Completions(deployment, tokenizer, self.admission, settings, self.model)
         self._control = Control(deployment)
         self._created = int(time.time())
+        self.port = settings.port
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -91,6 +92,7 @@ class Endpoint:
 
     def announce(self, port: int) -> None:
         """Say where it is, and what to beware of."""
+        self.port = port
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         self.note("info", f"serving {self.model} at http://{host}:{port}/v1, text as {self._tokenizer_words}")
         if not self._settings.loopback and self._settings.api_key is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -63,11 +64,11 @@ async def change_link(deployment: Deployment, link: str, change: LinkChange) -> 
 def change_policy(deployment: Deployment, change: PolicyChange) -> None:
     """Holds for every request routed from now on. Raises LabError for a name that is not there."""
     service, ledger = deployment.service, deployment.ledger
-    name = change.name or ledger.tally.policy or ""
-    route = policy(name)
+    name = change.name or ledger.tally.policy or deployment.resolved.scenario.policy.name
+    route = service.route if change.name is None else policy(change.name)
     plan = service.plan
     if change.threshold is not None:
-        plan = type(plan)(threshold_tokens=change.threshold)
+        plan = replace(plan, threshold_tokens=change.threshold)
     service.plan, service.route = plan, route
     ledger.record(
         ev.PlanChanged(
