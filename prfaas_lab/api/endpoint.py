@@ -114,7 +114,7 @@ class Endpoint:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _openapi(self, http: web.Request) -> web.Response:
-        return web.json_response(description())
+        return web.json_response(description(self.model))
 
     async def _models(self, http: web.Request) -> web.Response:
         model = {

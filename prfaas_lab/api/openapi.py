@@ -31,8 +31,11 @@ _ERROR: Json = {
 }
 
 
-def description() -> Json:
+def description(model: str) -> Json:
+    """OpenAPI 3.1 of an endpoint that serves this model."""
     _, schemas = models_json_schema([(m, "validation") for m in _MODELS], ref_template=_REF)
+    for name in ("CompletionRequest", "ChatRequest"):
+        schemas["$defs"][name]["properties"]["model"] = {"enum": [model, None]}
     link = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     return {
         "openapi": "3.1.0",

@@ -18,12 +18,12 @@ JSON = st.recursive(
     max_leaves=12,
 )
 """Also NaN and infinity, which Python writes though JSON has none, and lone surrogates."""
-POSTS = [path for path, item in description()["paths"].items() if "post" in item]
+POSTS = [path for path, item in description("echo")["paths"].items() if "post" in item]
 
 
 def fields(path: str) -> dict[str, Any]:
     """The published schema of what a path takes."""
-    described = description()
+    described = description("echo")
     body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     name = body["$ref"].rpartition("/")[2]
     properties: dict[str, Any] = described["components"]["schemas"][name]["properties"]
