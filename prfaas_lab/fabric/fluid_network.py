@@ -167,7 +167,7 @@ class FluidNetwork:
     ) -> Transfer:
         """Send what an engine makes, piece after piece from now on; `on_arrived(back_s)` when the last
         byte lies at the other engine, which then takes `back_s` to say so."""
-        transfer, path = Transfer(self), self._path(source, destination)
+        transfer, path = Transfer(self), self._path_between(source, destination)
 
         def begin() -> None:
             transfer._flow = self.fluid.send(path.route, made, sent, most=self._most(path))
@@ -202,8 +202,14 @@ class FluidNetwork:
         doublings = math.log2(max(1.0, pace * rtt_s / (self._connections * INITIAL_WINDOW_BYTES)))
         return float(rtt_s * (HANDSHAKE_RTTS + doublings))
 
-    def _find_path(self, source: str, destination: str) -> _Path:
+    def _path_between(self, source: str, destination: str) -> _Path:
+        """Of two engines; the same for all of two sites, unless engines' own links have a rate."""
         here, there = self._homes[source], self._homes[destination]
+        if self._sites[here].intra.rate_bps is None and self._sites[there].intra.rate_bps is None:
+            return self._path("", here, "", there)
+        return self._path(source, here, destination, there)
+
+    def _find_path(self, source: str, here: str, destination: str, there: str) -> _Path:
         hops, back = self._hops(here, there), self._hops(there, here)
         route: list[object] = []
         for engine, way, site in ((source, "out", here), (destination, "in", there)):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 
 from prfaas_lab.metrics.events import PhaseChanged
 from prfaas_lab.metrics.ledger import Ledger
@@ -15,11 +15,53 @@ Serve = Callable[[Request], Awaitable[Sequence[int] | None]]
 """Serves a request: its answer, with which its session goes on, or None when there is none."""
 
 
+class Stop:
+    """An event with a cheap timeout: every arrival sleeps on it."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._sleepers: dict[asyncio.Future[None], None] = {}
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        """Wake whoever sleeps, now and from now on."""
+        self._set = True
+        for sleeper in self._sleepers:
+            _wake(sleeper)
+
+    async def wait(self) -> None:
+        await self.within(math.inf)
+
+    async def within(self, delay_s: float) -> bool:
+        """Sleep so long, or until it is set; whether it is."""
+        if self._set or delay_s <= 0:
+            await asyncio.sleep(0)
+            return self._set
+        loop = asyncio.get_running_loop()
+        sleeper = loop.create_future()
+        self._sleepers[sleeper] = None
+        timer = loop.call_later(delay_s, _wake, sleeper) if delay_s < math.inf else None
+        try:
+            await sleeper
+        finally:
+            del self._sleepers[sleeper]
+            if timer is not None:
+                timer.cancel()
+        return self._set
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
 class Driver:
     """Drives one workload. `stop` ends the arrivals early; what was sent still drains."""
 
     def __init__(self, scenario: Scenario, requests: Iterator[Request], serve: Serve, ledger: Ledger) -> None:
-        self.stop = asyncio.Event()
+        self.stop = Stop()
         self._scenario, self._requests, self._serve, self._ledger = scenario, requests, serve, ledger
         self._duration_s = scenario.duration * scenario.time_scale
         self._until_s = 0.0
@@ -93,7 +135,7 @@ class Driver:
     async def _ask(self, request: Request) -> None:
         """Serve a request, then what follows it. A session whose answer failed is over."""
         answer = await self._serve(request)
-        if answer is None:
+        if answer is None or not request.follow_ups:
             return
         async with asyncio.TaskGroup() as branches:
             for follow_up in request.follow_ups:
@@ -119,10 +161,7 @@ class Driver:
             stopped.cancel()
 
     async def _stopped_within(self, delay_s: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, delay_s)):
-                await self.stop.wait()
-        return self.stop.is_set()
+        return await self.stop.within(delay_s)
 
     def _phase(self, name: str) -> None:
         self._ledger.record(PhaseChanged(at_s=self._ledger.now(), name=name))

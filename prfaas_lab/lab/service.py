@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -184,7 +184,7 @@ class Service:
                 reason = f"{flight.request.id} resumes from it"
                 await self._copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
             flight.stage = "prefill"
-            ends.create_task(self._prefill(flight, placement, hold), name=f"prefill {flight.request.id}")
+            await self._prefill(flight, placement, hold)
 
     async def _decode(self, flight: _Flight, placement: Placement, reserved: asyncio.Event) -> None:
         request, engine = flight.request, self._engines[placement.decode]
@@ -195,8 +195,7 @@ class Service:
             sampling=request.sampling,
             **self._about_cache(flight, engine),
         )
-        async with AsyncExitStack() as stack:
-            stages = await stack.enter_async_context(aclosing(engine.client.stages("/decode", order)))
+        async with aclosing(engine.client.stages("/decode", order)) as stages:
             async for stage in stages:
                 match stage["stage"]:
                     case "reserved":
@@ -227,19 +226,20 @@ class Service:
             held_tokens=flight.held_tokens,
             **self._about_cache(flight, engine),
         )
-        async with AsyncExitStack() as stack:
-            stack.callback(hold.release)
-            stages = await stack.enter_async_context(aclosing(engine.client.stages("/prefill", order)))
-            async for stage in stages:
-                match stage["stage"]:
-                    case "prefilled":
-                        flight.stage = "transfer"
-                        hold.computed()
-                        self._record_prefill(request, engine, stage)
-                    case "cache":
-                        self._learn(engine, stage)
-                    case "sent":
-                        flight.sent = stage
+        try:
+            async with aclosing(engine.client.stages("/prefill", order)) as stages:
+                async for stage in stages:
+                    match stage["stage"]:
+                        case "prefilled":
+                            flight.stage = "transfer"
+                            hold.computed()
+                            self._record_prefill(request, engine, stage)
+                        case "cache":
+                            self._learn(engine, stage)
+                        case "sent":
+                            flight.sent = stage
+        finally:
+            hold.release()
 
     def _about_cache(self, flight: _Flight, engine: Engine) -> dict[str, Any]:
         """What an order says about the prefix cache."""

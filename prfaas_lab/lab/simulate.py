@@ -29,8 +29,8 @@ from prfaas_lab.lab.watch import read_links, sample_engines
 from prfaas_lab.lab.ways import Ways
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.files import EventWriter, RequestWriter, write_summary
+from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.run import run_started
 from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import DatacenterView, Route, policy
@@ -69,19 +69,19 @@ def simulate(resolved: Resolved, asked: Simulation = Simulation()) -> dict[str, 
         asked.out.mkdir(parents=True, exist_ok=True)
         (asked.out / "scenario.yaml").write_text(dump(resolved), encoding="utf-8")
     with ExitStack() as stack:
-        write: Callable[[RequestRecord], None] = _forget
+        write: Callable[[Account], None] = _forget
         if asked.out is not None:
             write = stack.enter_context(RequestWriter(asked.out / "requests.jsonl"))
         ledger = run_virtual(_Run(resolved, asked, route, pacing, write).main())
         for record in ledger.tally.requests.values():
-            write(record)
+            write(Account.of(record))
     summary = {**summarize(ledger.tally), "stopped": None}
     if asked.out is not None:
         write_summary(asked.out / "summary.json", summary)
     return summary
 
 
-def _forget(record: RequestRecord) -> None:
+def _forget(account: Account) -> None:
     """Nobody wants its row."""
 
 
@@ -91,7 +91,7 @@ class _Run:
     asked: Simulation
     route: Route
     pacing: Pacing
-    retire: Callable[[RequestRecord], None]
+    retire: Callable[[Account], None]
 
     async def main(self) -> Ledger:
         ledger = Ledger(asyncio.get_running_loop().time, 0.0, retire=self.retire)
@@ -125,9 +125,10 @@ class _Run:
         engines = self._engines(network, ledger)
         service = self._service(engines, network, ledger)
 
-        async def serve(request: Request) -> None:
-            await service.serve(request)
+        async def serve(request: Request) -> list[int] | None:
+            tokens = await service.serve(request)
             self.asked.progress(ledger)
+            return tokens
 
         requests = generate(
             scenario.workload,

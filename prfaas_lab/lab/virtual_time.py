@@ -8,7 +8,9 @@ error that names the waiting tasks.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import selectors
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -22,50 +24,76 @@ class Deadlock(LabError):
 
 
 _POLL_EVERY = 256
-"""Rounds between two real polls: only signals come from outside, and a poll costs as much as a round."""
-
-
-class _TimelessSelector(selectors.SelectSelector):
-    """Polls without waiting; what it was asked to wait for is added to the clock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
-        self.stuck = False
-        self._rounds = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._rounds += 1
-        if timeout is None or self._rounds % _POLL_EVERY == 0:
-            ready = super().select(0)
-            if ready:
-                return ready
-        if timeout is None:
-            self.stuck = True
-        elif timeout > 0.0:
-            self.now_s += timeout
-        return []
+"""Rounds between two looks at the outside: only signals come from there, and a look costs as much as a
+round."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """`time()` starts at 0 and moves only when nothing is left to do before the next timer."""
 
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _timer_cancelled_count: int
+
     def __init__(self) -> None:
-        self._timeless = _TimelessSelector()
-        super().__init__(self._timeless)
+        self._now_s = 0.0
+        self._rounds = 0
+        super().__init__(selectors.SelectSelector())
         self._clock_resolution = 1e-9  # a timer is due when it is less than this ahead
 
     def time(self) -> float:
-        return self._timeless.now_s
+        return self._now_s
 
     def _run_once(self) -> None:
-        super()._run_once()  # type: ignore[misc]
-        if self._timeless.stuck:
-            self._timeless.stuck = False
-            if not self._ready:  # type: ignore[attr-defined]
-                raise Deadlock(
-                    f"every task waits: {self._waiting()}", where=f"virtual time {self.time():g} s"
-                )
+        """asyncio's own round, without waiting: what it would wait for is where the clock jumps to."""
+        ready = self._ready
+        self._rounds += 1
+        if self._rounds % _POLL_EVERY == 0 or not (ready or self._scheduled):
+            self._look_outside()
+        if not ready:
+            self._jump()
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _jump(self) -> None:
+        """To the next timer, and make ready all that are due then."""
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0]._cancelled:
+            self._drop()
+        if not scheduled:
+            raise Deadlock(f"every task waits: {self._waiting()}", where=f"virtual time {self.time():g} s")
+        self._now_s = max(self._now_s, scheduled[0].when())
+        due = self._now_s + self._clock_resolution
+        while scheduled and scheduled[0].when() < due:
+            timer = self._drop()
+            if not timer._cancelled:
+                ready.append(timer)
+
+    def _drop(self) -> asyncio.TimerHandle:
+        timer = heapq.heappop(self._scheduled)
+        timer._scheduled = False  # type: ignore[attr-defined]
+        if timer._cancelled:
+            self._timer_cancelled_count -= 1
+        return timer
+
+    def _look_outside(self) -> None:
+        events = self._selector.select(0)  # type: ignore[attr-defined]
+        self._process_events(events)  # type: ignore[attr-defined]
+        if self._timer_cancelled_count > len(self._scheduled) // 2:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Timers that were cancelled long before their time must not pile up."""
+        kept = []
+        for timer in self._scheduled:
+            if timer._cancelled:
+                timer._scheduled = False  # type: ignore[attr-defined]
+            else:
+                kept.append(timer)
+        heapq.heapify(kept)
+        self._scheduled, self._timer_cancelled_count = kept, 0
 
     def _waiting(self) -> str:
         return ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))

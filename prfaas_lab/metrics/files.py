@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from prfaas_lab.metrics.codec import encode
 from prfaas_lab.metrics.events import Event
-from prfaas_lab.metrics.handover import LEGS, handover, violations
+from prfaas_lab.metrics.handover import LEGS, Account
 from prfaas_lab.metrics.requests import RequestRecord
 
 FLUSH_S = 1.0
@@ -70,8 +70,8 @@ class RequestWriter:
     def __init__(self, path: Path) -> None:
         self._file: IO[str] = path.open("w", encoding="utf-8")
 
-    def __call__(self, record: RequestRecord) -> None:
-        self._file.write(_to_json(request_row(record)) + "\n")
+    def __call__(self, account: Account) -> None:
+        self._file.write(_to_json(_row(account)) + "\n")
 
     def __enter__(self) -> RequestWriter:
         return self
@@ -84,7 +84,7 @@ def write_requests(path: Path, records: Iterable[RequestRecord]) -> None:
     """One line of JSON per request, streamed."""
     with RequestWriter(path) as write:
         for record in records:
-            write(record)
+            write(Account.of(record))
 
 
 _FIELDS = tuple(field.name for field in fields(RequestRecord) if field.name != "gaps_s")
@@ -93,11 +93,15 @@ _to_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=
 
 def request_row(record: RequestRecord) -> dict[str, Any]:
     """A request's stamps, counts and latencies, its hand-over ledger, and the laws it broke."""
-    legs = handover(record)
+    return _row(Account.of(record))
+
+
+def _row(account: Account) -> dict[str, Any]:
+    record, legs = account.record, account.legs
     row = {name: getattr(record, name) for name in _FIELDS}
     row["ttft_ms"], row["tpot_ms"], row["e2el_ms"] = map(_ms, (record.ttft_s, record.tpot_s, record.e2el_s))
     row["handover"] = None if legs is None else {leg: getattr(legs, leg) for leg in LEGS}
-    row["violations"] = [violation.text for violation in violations(record)]
+    row["violations"] = [violation.text for violation in account.violations]
     return row
 
 

@@ -125,3 +125,16 @@ def _miscounted(record: RequestRecord) -> list[Violation]:
     if record.outcome == "completed" and not fewest <= record.emitted_tokens <= record.output_tokens:
         faults.append(f"completed with {record.emitted_tokens} of {record.output_tokens} tokens")
     return [Violation(kind="account", text=f"{record.id}: {fault}") for fault in faults]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A request with what follows from its stamps, reckoned once."""
+
+    record: RequestRecord
+    legs: Handover | None
+    violations: list[Violation]
+
+    @classmethod
+    def of(cls, record: RequestRecord) -> Account:
+        return cls(record, handover(record), violations(record))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prfaas_lab.metrics.events import Event
-from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.tally import Tally
 
 Subscriber = Callable[[Event], Any]
@@ -21,9 +21,9 @@ class Ledger:
 
     def __init__(
         self, clock: Callable[[], float], started_at: float,
-        *, retire: Callable[[RequestRecord], None] | None = None,
+        *, retire: Callable[[Account], None] | None = None,
     ) -> None:  # fmt: skip
-        """`retire` takes the record of each request that has ended, which is then forgotten."""
+        """`retire` takes the account of each request that has ended, which is then forgotten."""
         self.tally = Tally(retire)
         self._clock, self._started_at = clock, started_at
         self._subscribers: list[Subscriber] = []

@@ -14,6 +14,7 @@ from typing import Any
 
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.caches import Caches
+from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord
 from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
@@ -31,8 +32,8 @@ class Tally:
     """The state of a run after the events so far. The same events give the same tally, live or
     read back from `events.jsonl`."""
 
-    def __init__(self, retire: Callable[[RequestRecord], None] | None = None) -> None:
-        """With `retire`, a request's record is handed to it and forgotten as soon as it has ended: for
+    def __init__(self, retire: Callable[[Account], None] | None = None) -> None:
+        """With `retire`, a request's account is handed to it and forgotten as soon as it has ended: for
         runs of very many requests, which nobody verifies later."""
         self._retire, self._retired = retire, Totals()
         self.sites: dict[str, str] = {}
@@ -75,7 +76,7 @@ class Tally:
         """Sums over all requests so far."""
         totals = self._retired.copy()
         for record in self.requests.values():
-            totals.add(record, self.sites, self.window)
+            totals.add(Account.of(record), self.sites, self.window)
         return totals
 
     @property
@@ -151,8 +152,9 @@ class Tally:
                 self.caches.transferred(event)
         if self._retire is not None and record.ended_s is not None:
             del self.requests[record.id]
-            self._retired.add(record, self.sites, self.window)
-            self._retire(record)
+            account = Account.of(record)
+            self._retired.add(account, self.sites, self.window)
+            self._retire(account)
 
     def _rebucket(self, record: RequestRecord, before: str | None, after: str | None) -> None:
         if before is not None:

@@ -10,7 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 
-from prfaas_lab.metrics.handover import LEGS, Handover, Violation, handover, violations
+from prfaas_lab.metrics.handover import LEGS, Account, Handover, Violation
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord, cause
 from prfaas_lab.metrics.steady import SteadyState, Window
@@ -66,17 +66,18 @@ class Totals:
     def copy(self) -> Totals:
         return copy.deepcopy(self)
 
-    def add(self, record: RequestRecord, sites: Mapping[str, str], window: Window) -> None:
+    def add(self, account: Account, sites: Mapping[str, str], window: Window) -> None:
         """Count a request that is over, or was when the run ended. `sites`: engine -> datacenter;
         `window`: the run's steady state."""
+        record = account.record
         self.steady.add(record, window)
-        for violation in violations(record):
+        for violation in account.violations:
             self._add_violation(violation)
         ends = sites.get(record.source or ""), sites.get(record.destination or "")
         if ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
             self.payloads[ends[0], ends[1]] += record.received_bytes
         if record.outcome == "completed":
-            self._add_completed(record)
+            self._add_completed(record, account.legs)
         elif record.outcome == "failed":
             failure = record.failure_stage, cause(record.failure_reason)
             self.failures[failure] += 1
@@ -85,7 +86,7 @@ class Totals:
     def _add_violation(self, violation: Violation) -> None:
         self.broken.setdefault(violation.kind, Broken()).add(violation.text)
 
-    def _add_completed(self, record: RequestRecord) -> None:
+    def _add_completed(self, record: RequestRecord, legs: Handover | None) -> None:
         self.completed += 1
         self.input_tokens += record.prompt_tokens
         self.output_tokens += record.emitted_tokens
@@ -99,7 +100,6 @@ class Totals:
         for samples, value_s in latencies:
             if value_s is not None:
                 samples.add(1e3 * value_s)
-        legs = handover(record)
         if legs is not None:
             self.legs["all"].add(legs)
             self.legs["offloaded" if record.offloaded else "local"].add(legs)

@@ -7,8 +7,9 @@ source and whether it was published or derived.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +53,8 @@ class Curve(Spec):
 
     def at(self, x: float) -> float:
         """The curve's value at one point."""
-        intercept, slope = self.segments()[1][int(np.searchsorted(self.inner_knots(), x, side="left"))]
+        inner, lines = self._segments
+        intercept, slope = lines[bisect_left(inner, x)]
         return intercept + slope * x
 
     def many(self, x: npt.ArrayLike) -> Floats:
@@ -76,6 +78,10 @@ class Curve(Spec):
 
     def segments(self) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
         """The inner knots, and the (intercept, slope) of the line before, between and after them."""
+        return self._segments
+
+    @cached_property
+    def _segments(self) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
         if len(self.knots) == 1:
             return (), ((self.knots[0][1], 0.0),)
         return self.inner_knots(), tuple(_line(a, b) for a, b in pairwise(self.knots))

@@ -22,6 +22,7 @@ from prfaas_lab.workload.traces import TRACES, TraceScale, trace_requests
 # The keys are part of what a seed means: never renumber them.
 _ARRIVALS, _PROMPT_LENGTHS, _OUTPUT_LENGTHS, _TOKENS, _SESSIONS, _SYSTEMS = 0, 1, 2, 3, 4, 5
 _ANY_VOCABULARY = 1 << 16
+_DRAWN = 256
 
 
 def generate(
@@ -43,18 +44,19 @@ def generate(
         yield from _sessions(workload, seed, vocab_size or _ANY_VOCABULARY, duration_s, time_scale)
         return
     prompt_tokens, output_tokens = (lengths(law) for law in workload.lengths)
-    prompt_rng, output_rng = _stream(seed, _PROMPT_LENGTHS), _stream(seed, _OUTPUT_LENGTHS)
+    prompt_ranks = _uniform(_stream(seed, _PROMPT_LENGTHS))
+    output_ranks = _uniform(_stream(seed, _OUTPUT_LENGTHS))
     times = arrivals(workload.arrivals, _stream(seed, _ARRIVALS))
     for number, arrival_s in enumerate(islice(times, workload.requests)):
         if arrival_s is not None and arrival_s > duration_s:
             return
-        tokens = prompt_tokens.quantile(prompt_rng.random())
+        tokens = prompt_tokens.quantile(next(prompt_ranks))
         yield Request(
             id=f"r{number:05d}",
             arrival_s=None if arrival_s is None else arrival_s * time_scale,
             prompt=random_prompt(tokens, vocab_size, _stream(seed, _TOKENS, number)) if vocab_size else (),
             length=None if vocab_size else tokens,
-            output_tokens=output_tokens.quantile(output_rng.random()),
+            output_tokens=output_tokens.quantile(next(output_ranks)),
         )
 
 
@@ -92,6 +94,12 @@ def _sessions(
         first = source.session(number, None if arrival_s is None else arrival_s * time_scale, left)
         left = None if left is None else left - size(first)
         yield first
+
+
+def _uniform(rng: np.random.Generator) -> Iterator[float]:
+    """The generator's numbers one by one, drawn many at a time."""
+    while True:
+        yield from rng.random(_DRAWN).tolist()
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
