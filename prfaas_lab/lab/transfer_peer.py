@@ -89,8 +89,10 @@ async def receive(settings: PeerSettings) -> None:
 
 
 async def _receive_all(receiver: KVReceiver, order: Order) -> None:
-    """Each of `depth` lanes has memory of its own, and takes one transfer after the other into it."""
-    slots = [memoryview(bytearray(order.total_bytes)) for _ in range(order.depth)]
+    """Each of `depth` lanes takes its transfers into two places in turn: while one is looked at, the
+    sender, which knows that the transfer is whole as soon as we do, may already fill the other."""
+    places = 2 * order.depth
+    slots = [memoryview(bytearray(order.total_bytes)) for _ in range(min(places, order.transfers))]
     offsets, sizes, clean = order.offsets, order.sizes, bytes(order.total_bytes if order.verify_each else 0)
     killed: list[int] = []
 
@@ -108,7 +110,7 @@ async def _receive_all(receiver: KVReceiver, order: Order) -> None:
     async with asyncio.TaskGroup() as group:
         takers = []
         for number in range(order.transfers):
-            slot = slots[number % order.depth]
+            slot = slots[number % places]
             incoming = receiver.expect(f"{order.name}-{number}", partial(sink, slot))
             takers.append(group.create_task(take(incoming, slot)))
         _say({"expecting": order.transfers})

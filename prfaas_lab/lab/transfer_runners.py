@@ -68,7 +68,9 @@ class OurTransport:
         await self._sender.tell(order)
         sent = await self._sender.answer(deadline_s)
         received = await self._receiver.answer(60)
-        if received["digests"] != [sent["digest"]] or received["bytes"] != sum(sizes) * transfers:
+        if received["bytes"] != sum(sizes) * transfers:
+            raise LabError(f"{name}: {received['bytes']} bytes arrived of {sum(sizes) * transfers}")
+        if received["digests"] != [sent["digest"]]:
             raise LabError(f"{name}: what arrived is not what was sent")
         exposed = [
             max(0.0, last - done)
