@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.engine.corruption import Corruption
-from prfaas_lab.errors import RunFailed
+from prfaas_lab.errors import RunFailed, SpecError
 from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.deployment import Options
 from prfaas_lab.lab.run import Outcome, run_scenario
 from prfaas_lab.spec.load import load_scenario
 from prfaas_lab.spec.scenario import Resolved, Scenario
+from prfaas_lab.spec.words import say
 
 _SIGNAL_STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 
@@ -97,13 +101,23 @@ def overridden(
     changed = scenario.policy.model_dump() | {key: value for key, value in asked.items() if value is not None}
     fields = {name: getattr(scenario, name) for name in Scenario.model_fields} | {"policy": changed}
     fields |= {name: value for name, value in (("seed", seed), ("cache", cache)) if value is not None}
-    return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
+    try:
+        return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
+    except ValidationError as error:
+        raise SpecError([_option_problem(fields, detail) for detail in error.errors()]) from error
+
+
+def _option_problem(fields: dict[str, Any], detail: ErrorDetails) -> str:
+    path = tuple(detail["loc"])
+    return f"--{path[-1]}: {say(Scenario, fields, path, detail)}"
 
 
 def fresh_directory(name: str) -> Path:
     """Where a run's files go when nothing was said."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{stamp}-{name}"
+    first = Path("runs") / f"{stamp}-{name}"
+    more = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], more) if not path.exists())
 
 
 def _exit(outcome: Outcome) -> None:

@@ -67,7 +67,12 @@ class PacketProcess:
         return float(reply["at"])
 
     def counters(self, slot: int) -> tuple[int, ...]:
-        """(bytes, packets, dropped, backlog bytes) that the process published last for a slot."""
+        """(bytes, packets, dropped, backlog bytes) that the process published last for a slot.
+
+        Raises FabricError when the process is no more: then nothing passes, and no count says so.
+        """
+        if self._process.poll() is not None:
+            raise self._failure("has ended")
         first = slot * COUNTER_FIELDS
         return tuple(self._counters[first : first + COUNTER_FIELDS])
 

@@ -218,7 +218,7 @@ class Foundation:
             role=self.resolved.topology.engine_names(datacenter)[name],
             netns=node.netns,
             control_socket=str(self.ownership.sockets / f"{name}.sock"),
-            log=str(self.options.out / f"{name}.log"),
+            log=self._log_of(name),
             host=node.address,
             port=DATA_PORT,
             key_hex=key,
@@ -294,18 +294,22 @@ class Foundation:
 
     async def _start_verifier(self, number: int) -> tuple[str, str]:
         """A process that generates alone, from the same weights; its name and control socket."""
+        name = f"verifier-{number}"
         order = VerifierOrder(
-            name=f"verifier-{number}",
-            control_socket=str(self.ownership.sockets / f"verifier-{number}.sock"),
-            log=str(self.options.out / "verifier.log"),
+            name=name,
+            control_socket=str(self.ownership.sockets / f"{name}.sock"),
+            log=self._log_of(name),
             chunk_tokens=self.resolved.scenario.engine.chunk,
         )
         pid = await self.processes.fork(order, self.resolved.scenario.engine.ready_timeout)
         self.ownership.claim_process(pid)
         return order.name, order.control_socket
 
+    def _log_of(self, name: str) -> str:
+        return str(self.options.out / f"{name}.log")
+
     def _on_exit(self, name: str, status: str) -> None:
-        words = last_words(str(self.options.out / f"{name}.log"))
+        words = last_words(self._log_of(name))
         self.ledger.record(
             ev.EngineDied(at_s=self.ledger.now(), engine=name, exit_status=status, last_words=words)
         )

@@ -101,9 +101,9 @@ class Processes:
         """Start a child and wait until its control socket answers; its pid."""
         loop = asyncio.get_running_loop()
         self._forks[order.name] = loop.create_future()
-        await loop.sock_sendall(self._control, order.model_dump_json().encode())
         try:
             async with asyncio.timeout(timeout_s):
+                await loop.sock_sendall(self._control, order.model_dump_json().encode())
                 pid = await self._forks[order.name]
                 while not Path(order.control_socket).exists():  # noqa: ASYNC240 - another process makes it
                     if order.name not in self._pids:
@@ -117,6 +117,12 @@ class Processes:
                 f"was not ready within {timeout_s:.0f} s: {last_words(order.log)}",
                 where=order.name,
                 remedy=f"see {order.log}",
+            ) from None
+        except BrokenPipeError:
+            raise EngineError(
+                f"cannot start {order.name}: the zygote ended",
+                where="zygote",
+                remedy=last_words(str(self._log)),
             ) from None
         finally:
             self._forks.pop(order.name, None)

@@ -14,12 +14,12 @@ import uvloop
 
 from prfaas_lab.lab.deployment import Deployment, Foundation, Options, bring_up
 from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.results import results_in
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.files import EventWriter, write_requests, write_summary
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import Route, policy
-from prfaas_lab.spec.dump import dump
 from prfaas_lab.spec.scenario import Resolved
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,11 +55,14 @@ def run_session(resolved: Resolved, options: Options, screen: Screen, work: Work
     """Run it, blocking; the outcome also lies in `options.out` as files (architecture.md).
 
     Whatever happens, nothing is left on the machine. Raises LabError when the run could not be
-    brought up; what happened until then is in `events.jsonl`.
+    brought up, or its network broke down; what happened until then is in `events.jsonl`.
     """
     route = policy(resolved.scenario.policy.name)  # before anything is made: a wrong name costs nothing
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "scenario.yaml").write_text(dump(resolved), encoding="utf-8")
+    with results_in(options.out, resolved):
+        return _run(resolved, options, screen, work, route)
+
+
+def _run(resolved: Resolved, options: Options, screen: Screen, work: Work, route: Route) -> Outcome:
     ledger = Ledger(time.monotonic, time.monotonic())
     shown = screen(ledger)  # before the first event, so that it misses none
     stopped = None

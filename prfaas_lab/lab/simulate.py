@@ -20,6 +20,7 @@ from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.engines import Engine, EngineClient
 from prfaas_lab.lab.faults import the_fault
 from prfaas_lab.lab.pacing import Pacing
+from prfaas_lab.lab.results import results_in
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPrefill
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
@@ -34,7 +35,6 @@ from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.run import run_started
 from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import DatacenterView, Route, policy
-from prfaas_lab.spec.dump import dump
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.workload.generate import generate
 from prfaas_lab.workload.request import Request
@@ -65,19 +65,17 @@ def simulate(resolved: Resolved, asked: Simulation = Simulation()) -> dict[str, 
     """
     route = policy(resolved.scenario.policy.name)
     pacing = simulated_pacing(resolved)
-    if asked.out is not None:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / "scenario.yaml").write_text(dump(resolved), encoding="utf-8")
     with ExitStack() as stack:
         write: Callable[[Account], None] = _forget
         if asked.out is not None:
+            stack.enter_context(results_in(asked.out, resolved))
             write = stack.enter_context(RequestWriter(asked.out / "requests.jsonl"))
         ledger = run_virtual(_Run(resolved, asked, route, pacing, write).main())
         for record in ledger.tally.requests.values():
             write(Account.of(record))
-    summary = {**summarize(ledger.tally), "stopped": None}
-    if asked.out is not None:
-        write_summary(asked.out / "summary.json", summary)
+        summary = {**summarize(ledger.tally), "stopped": None}
+        if asked.out is not None:
+            write_summary(asked.out / "summary.json", summary)
     return summary
 
 

@@ -60,5 +60,5 @@ async def read_stages(response: aiohttp.ClientResponse, engine: str) -> AsyncIte
                 raise EngineError(stage["reason"], where=engine)
             yield stage
     except aiohttp.ClientError as error:
-        raise EngineError(f"lost in the middle of an order ({error})", where=engine) from error
-    raise EngineError("ended in the middle of an order", where=engine)
+        raise EngineError("went away in the middle of an order", where=engine) from error
+    raise EngineError("went away in the middle of an order", where=engine)

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from prfaas_lab.spec.document import Items, PathInFile, Section, value_at
 
 
-def say(model: type[BaseModel], root: Section, path: PathInFile, detail: ErrorDetails) -> str:
+def say(model: type[BaseModel], root: Mapping[str, Any], path: PathInFile, detail: ErrorDetails) -> str:
     """One error of a model's validation; `path` is where it is in the file."""
     kind, value, ctx = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "missing":
@@ -161,7 +161,7 @@ def _step(value: Any, part: str | int) -> Any:
         return None
 
 
-def _field(model: type[BaseModel], root: Section, path: PathInFile) -> FieldInfo | None:
+def _field(model: type[BaseModel], root: Mapping[str, Any], path: PathInFile) -> FieldInfo | None:
     if not path or not isinstance(path[-1], str):
         return None
     arms = _arms(model, root, path[:-1])

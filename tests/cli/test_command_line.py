@@ -60,6 +60,8 @@ def test_every_documented_command_is_one_that_exists_with_files_that_exist(line:
         (["scenario", "topologies/two-datacenters.yaml"], "topologies/two-datacenters.yaml"),
         (["scenario", "scenarios"], "scenarios"),
         (["scenario", "scenarios/smoke.yaml", "--policy", "treshold"], "did you mean threshold?"),
+        (["scenario", "scenarios/smoke.yaml", "--threshold", "1Mbit"], "--threshold: '1Mbit' has the unit"),
+        (["scenario", "scenarios/smoke.yaml", "--cache", "maybe"], "--cache: 'maybe' is not known here"),
         (["validate", "tests/spec/broken/scenario-many.yaml"], "did you mean"),
         (["link-test", "scenarios/smoke.yaml"], "scenarios/smoke.yaml"),
         (["link-tset", "x"], "link-test"),
@@ -70,6 +72,14 @@ def test_what_a_user_gets_wrong_is_told_in_words_with_status_2(arguments: list[s
     finished = lab(*arguments)
     assert finished.returncode == 2, finished.stdout + finished.stderr
     assert says in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("command", ["scenario", "simulate"])
+def test_results_that_cannot_be_written_are_refused_in_words(command: str) -> None:
+    finished = lab(command, "scenarios/smoke.yaml", "--out", "pyproject.toml")
+    assert finished.returncode == 1
+    assert "pyproject.toml: results cannot be written here" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import statistics
 import threading
@@ -273,3 +275,13 @@ def test_closing_ends_the_process_and_every_connection() -> None:
         assert shaper.pid is None
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(1) == b""
+
+
+def test_a_shaper_process_that_was_killed_is_told_with_the_counters() -> None:
+    with relayed(lambda connection: None, Shape(rate_bps=None, delay_s=0.0)) as (shaper, _):
+        assert shaper.counters(*FORWARD).bytes_total == 0
+        assert shaper.pid is not None
+        os.kill(shaper.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, shaper.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(FabricError, match="has ended; exit status -9"):
+            shaper.counters(*FORWARD)

@@ -36,7 +36,7 @@ class ScriptedEngines:
             script = self._decode(order) if isinstance(order, DecodeOrder) else self._prefill(order)
             async for stage in script:
                 if stage["stage"] == self.die_at:
-                    raise EngineError("ended in the middle of an order", where=path)
+                    raise EngineError("went away in the middle of an order", where=path)
                 if stage["stage"] == self.hang_at:
                     await asyncio.Event().wait()
                 yield stage
