@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import signal
@@ -226,12 +227,13 @@ def _aiperf(server: Server, name: str, load: list[str], requests: int) -> Iterat
     call = [
         _python("aiperf").replace("/python", "/aiperf"), "profile", "-m", MODEL, "--url", server.url,
         "--endpoint-type", "chat", "--streaming", "--use-server-token-count",
-        "--tokenizer", str(_tokenizer()),
+        "--tokenizer", TOKENIZER,
         "--extra-inputs", "ignore_eos:true", "--output-artifact-dir", str(out), "--ui", "none",
     ]  # fmt: skip
     done = subprocess.run(
-        [*call, *load], capture_output=True, text=True, timeout=CLIENT_S, cwd=server.work, check=False
-    )
+        [*call, *load],
+        capture_output=True, text=True, timeout=CLIENT_S, cwd=server.work, env=_tokenizer(), check=False,
+    )  # fmt: skip
     report = out / "profile_export_aiperf.json"
     if not report.exists():
         yield False, f"{name}: {(done.stdout + done.stderr)[-1500:]}"
@@ -266,12 +268,12 @@ def guidellm(server: Server) -> Iterator[Promise]:
         _python("guidellm").replace("/python", "/guidellm"), "run",
         "--backend", f"kind=openai_http,target={server.url},model={MODEL}",
         "--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=20",
-        "--tokenizer", f"kind=huggingface_auto,model={_tokenizer()}",
+        "--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}",
         "--data", "kind=synthetic_text,prompt_tokens=128,output_tokens=16",
         "--output", f"kind=json,path={out}", "--disable-console-interactive",
     ]  # fmt: skip
     done = subprocess.run(
-        call, capture_output=True, text=True, timeout=CLIENT_S, cwd=server.work, check=False
+        call, capture_output=True, text=True, timeout=CLIENT_S, cwd=server.work, env=_tokenizer(), check=False
     )
     if not out.exists():
         yield False, f"guidellm: {(done.stdout + done.stderr)[-1500:]}"
@@ -381,14 +383,21 @@ def _python(client: str) -> str:
     return str(folder / "bin/python")
 
 
-def _tokenizer() -> Path:
-    """ByT5's, as a local folder: both load generators want one with a config.json."""
-    folder = HOME / "byt5"
-    if not (folder / "config.json").exists():
+TOKENIZER, SNAPSHOT = "prfaas-lab/byt5", "0" * 40
+
+
+def _tokenizer() -> dict[str, str]:
+    """The environment in which ByT5's tokenizer is found under a hub name, without a network: workers of
+    aiperf take no folder."""
+    cache = HOME / "hf/hub/models--prfaas-lab--byt5"
+    folder = cache / "snapshots" / SNAPSHOT
+    if not (cache / "refs/main").exists():
         code = f"from transformers import ByT5Tokenizer; ByT5Tokenizer().save_pretrained({str(folder)!r})"
         subprocess.run([_python("aiperf"), "-c", code], check=True)
         (folder / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 384}))
-    return folder
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs/main").write_text(SNAPSHOT)
+    return {**os.environ, "HF_HOME": str(HOME / "hf"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def _arguments() -> argparse.Namespace:
