@@ -50,6 +50,7 @@ class Conditions:
         self._started_s = 0.0
         self._seen = Observed()
         self._carried: dict[tuple[str, str], int] = {}
+        self._busy: set[tuple[str, str]] = set()
 
     @classmethod
     @contextmanager
@@ -119,8 +120,9 @@ class Conditions:
             key = event.link, event.source
             moved = event.bytes_total - self._carried.get(key, event.bytes_total)
             self._carried[key] = event.bytes_total
-            busy = {event.link} if moved > _IN_FLIGHT_BYTES else set()
-            seen = Observed(requests=seen.requests, transferring=frozenset(busy))
+            (self._busy.add if moved > _IN_FLIGHT_BYTES else self._busy.discard)(key)
+            links = frozenset(link for link, _ in self._busy)
+            seen = Observed(requests=seen.requests, transferring=links)
         if seen != self._seen:
             self._seen = seen
             self._player.observe(seen)
