@@ -13,6 +13,8 @@ from prfaas_lab.cli.cache_report import cache_report
 from prfaas_lab.cli.compare import compare
 from prfaas_lab.cli.plan import plan
 from prfaas_lab.cli.simulate import simulate
+from prfaas_lab.cli.sweep import capacity, sweep
+from prfaas_lab.cli.validate_sim import validate_sim
 from prfaas_lab.errors import LabError, SpecError
 
 app = typer.Typer(
@@ -32,6 +34,9 @@ app.command()(scenario.scenario)
 app.command()(serve.serve)
 app.add_typer(serve.ctl, name="ctl")
 app.command()(simulate)
+app.command("validate-sim")(validate_sim)
+app.command()(sweep)
+app.command()(capacity)
 app.command()(files.validate)
 app.command()(files.schema)
 app.command()(plan)

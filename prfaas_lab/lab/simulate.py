@@ -56,6 +56,8 @@ class Simulation:
     events: bool = True
     """Whether `events.jsonl` is written."""
     progress: Progress = lambda ledger: None
+    profile: Path | None = None
+    """Of the scenario's model, measured on this machine; None takes the shipped one."""
 
 
 def simulate(resolved: Resolved, asked: Simulation = Simulation()) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def simulate(resolved: Resolved, asked: Simulation = Simulation()) -> dict[str, 
     Raises LabError when the scenario cannot be simulated, Deadlock (naming the tasks) when it stalls.
     """
     route = policy(resolved.scenario.policy.name)
-    pacing = simulated_pacing(resolved)
+    pacing = simulated_pacing(resolved, asked.profile)
     with ExitStack() as stack:
         write: Callable[[Account], None] = _forget
         if asked.out is not None:
@@ -134,6 +136,7 @@ class _Run:
             vocab_size=None,
             duration_s=scenario.duration,
             time_scale=scenario.time_scale,
+            contents=False,
         )
         conditions = self._conditions(network, ledger)
         _sample(network, ledger)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prfaas_lab.errors import LabError
 from prfaas_lab.lab.orders import PacedModel
 from prfaas_lab.lab.pacing import Pacing, pacing_of
-from prfaas_lab.model.profile import find_profile, shipped_profiles
+from prfaas_lab.model.profile import Profile, find_profile, read_profile, shipped_profiles
 from prfaas_lab.spec.scenario import Resolved
 
 
-def simulated_pacing(resolved: Resolved) -> Pacing:
+def simulated_pacing(resolved: Resolved, measured: Path | None = None) -> Pacing:
     """As the scenario says when its engines are paced. The real model's time and bytes are not
-    scaled, and its profile has its name. Raises LabError when none was measured."""
+    scaled, and its profile is `measured`, or the shipped one of its name. Raises LabError when there
+    is none."""
     pacing = pacing_of(resolved)
     if pacing is not None:
         return pacing
     name = resolved.scenario.model.name
+    if measured is not None:
+        return _pacing(resolved, read_profile(measured.read_text("utf-8"), str(measured)))
     if name is None or name not in shipped_profiles():
         raise LabError(
             f"no profile was measured of {name or resolved.scenario.model.path!r}",
@@ -23,7 +28,10 @@ def simulated_pacing(resolved: Resolved) -> Pacing:
             remedy=f"simulate one of {', '.join(n for n in shipped_profiles() if n.endswith('-tiny'))}, "
             "or set engine: {executor: paced}",
         )
-    profile = find_profile(name)
+    return _pacing(resolved, find_profile(name))
+
+
+def _pacing(resolved: Resolved, profile: Profile) -> Pacing:
     state_bytes = round(profile.kv_bytes(0))
     model = PacedModel(
         title=profile.model, token_bytes=round(profile.kv_bytes(1)) - state_bytes, state_bytes=state_bytes

@@ -26,8 +26,9 @@ _DRAWN = 256
 
 
 def generate(
-    workload: Workload, *, seed: int, vocab_size: int | None, duration_s: float, time_scale: float = 1.0
-) -> Iterator[Request]:
+    workload: Workload, *, seed: int, vocab_size: int | None, duration_s: float, time_scale: float = 1.0,
+    contents: bool = True,
+) -> Iterator[Request]:  # fmt: skip
     """The requests that arrive within `duration_s`, at most `workload.requests` of them, one by one.
 
     `duration_s` is the scenario's, before `time_scale`; the arrival times yielded are stretched by
@@ -35,8 +36,12 @@ def generate(
     Without a vocabulary, prompts have a length and no ids. The same arguments give the same requests.
 
     With sessions, each first request is yielded, and carries those that follow it; `workload.requests`
-    counts them all. Their prompts have ids in any case, since it is by these that they share prefixes.
+    counts them all. Their prompts have ids in any case, since it is by these that they share prefixes;
+    so have those of a trace, unless nobody wants its `contents`.
     """
+    if isinstance(workload.arrivals, TraceFile) and not contents:
+        yield from _lengths_traced(workload.arrivals, workload.requests, duration_s, time_scale)
+        return
     if isinstance(workload.arrivals, TraceFile):
         yield from _traced(workload, seed, vocab_size or _ANY_VOCABULARY, duration_s, time_scale)
         return
@@ -75,6 +80,25 @@ def _traced(
         if request.arrival_s > duration_s:
             return
         yield replace(request, arrival_s=request.arrival_s * time_scale)
+
+
+def _lengths_traced(
+    trace: TraceFile, requests: int | None, duration_s: float, time_scale: float
+) -> Iterator[Request]:
+    scale = TraceScale(
+        block_tokens=trace.block, output_factor=trace.output_factor, rate_factor=trace.rate_factor
+    )
+    for row in islice(TRACES[trace.format](Path(trace.file)), requests):
+        arrival_s = row.arrival_s / trace.rate_factor
+        if arrival_s > duration_s:
+            return
+        yield Request(
+            id=f"trace-{row.line}",
+            arrival_s=arrival_s * time_scale,
+            prompt=(),
+            length=scale.prompt_tokens(row.prompt_tokens),
+            output_tokens=scale.output_tokens(row.output_tokens),
+        )
 
 
 def _sessions(

@@ -1,0 +1,83 @@
+"""`validate-sim`: a scenario emulated and simulated, and how far apart they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prfaas_lab.cli.scenario import found, fresh_directory
+from prfaas_lab.dashboard.live import screen_for
+from prfaas_lab.fabric.userns import reexec_in_userns
+from prfaas_lab.lab.deployment import Options
+from prfaas_lab.lab.run import run_scenario
+from prfaas_lab.lab.sim_error import TOLERABLE, Error, errors
+from prfaas_lab.lab.simulate import Simulation, simulate
+from prfaas_lab.metrics.files import write_atomically
+from prfaas_lab.spec.load import load_scenario
+
+
+def validate_sim(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario.")],
+    emulated: Annotated[
+        Path | None, typer.Option(help="A run directory of `prfaas-lab scenario`: compare with it, run none.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Of the model on this machine, instead of the shipped one.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the results go.", show_default="runs/<time>-<name>-validate"),
+    ] = None,
+    shaper: Annotated[str, typer.Option(help="How links are shaped: auto, netem, tun or relay.")] = "auto",
+    allow_unfaithful: Annotated[
+        bool, typer.Option("--allow-unfaithful", help="Compare even when the links are off their spec.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Run a scenario in both modes, and print the simulation's error for every measure.
+
+    An error of more than 10 % is marked. docs/simulation.md has the table of all shipped scenarios.
+    """
+    if emulated is None:
+        reexec_in_userns()
+    resolved = load_scenario(found(file))
+    directory = out or fresh_directory(f"{resolved.scenario.name}-validate")
+    if emulated is None:
+        emulated = directory / "emulated"
+        options = Options(out=emulated, shaper=shaper, allow_unfaithful=allow_unfaithful)
+        run_scenario(resolved, options, lambda ledger: screen_for(ledger, headless=True))
+    measured = json.loads((emulated / "summary.json").read_text(encoding="utf-8"))
+    reckoned = simulate(resolved, Simulation(out=directory / "simulated", profile=profile))
+    compared = errors(measured, reckoned)
+    rows = [
+        {"measure": e.measure, "emulated": e.emulated, "simulated": e.simulated, "error": e.share}
+        for e in compared
+    ]
+    write_atomically(directory / "errors.json", json.dumps(rows, indent=2) + "\n")
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    Console().print(_table(compared))
+    verdict = measured["fidelity"]["verdict"]
+    typer.echo(f"the emulation was {verdict}; files in {directory}")
+
+
+def _table(compared: list[Error]) -> Table:
+    table = Table("measure", "emulated", "simulated", "error")
+    for error in compared:
+        share = error.share
+        mark = " *" if share is not None and abs(share) > TOLERABLE else ""
+        table.add_row(
+            error.measure, _figure(error.emulated), _figure(error.simulated),
+            "-" if share is None else f"{share:+.1%}{mark}",
+        )  # fmt: skip
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.4g}"
