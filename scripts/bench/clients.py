@@ -41,6 +41,8 @@ PACKAGES = {
 MODEL = "qwen3-next-tiny"
 START_S, CLIENT_S = 180, 600
 Promise = tuple[bool, str]
+_FIRST = ["nice", "-n", "-10"] if os.geteuid() == 0 else []
+"""A clock that waits for a core measures its own waiting: aiperf goes before the engines where it may."""
 
 
 def main() -> int:
@@ -231,7 +233,7 @@ def _aiperf(server: Server, name: str, load: list[str], requests: int) -> Iterat
         "--extra-inputs", "ignore_eos:true", "--output-artifact-dir", str(out), "--ui", "none",
     ]  # fmt: skip
     done = subprocess.run(
-        [*call, *load],
+        [*_FIRST, *call, *load],
         capture_output=True, text=True, timeout=CLIENT_S, cwd=server.work, env=_tokenizer(), check=False,
     )  # fmt: skip
     report = out / "profile_export_aiperf.json"
