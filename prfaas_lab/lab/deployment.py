@@ -32,6 +32,7 @@ from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOr
 from prfaas_lab.lab.pacing import Pacing, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
+from prfaas_lab.lab.replication import replicate
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine
@@ -152,8 +153,14 @@ class Foundation:
                 watch_links(self.fabric, self.ledger),
                 watch_engines(self.engines.values(), self.ledger),
                 watch_machine(self.ledger),
+                *self._upkeep(deployment.service),
             ):
                 yield deployment
+
+    def _upkeep(self, service: Service) -> list[Coroutine[Any, Any, None]]:
+        if service.caches is None or service.copies is None:
+            return []
+        return [replicate(service.caches, service.copies, service.view, self.ledger)]
 
     def phase(self, name: str, done: int | None = None, total: int | None = None, detail: str = "") -> None:
         """Tell the ledger how far the run is."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from prfaas_lab.kvcache import Directory, Geometry, Holder, Prompt, hash_prompt
+from prfaas_lab.kvcache import Demand, Directory, Geometry, Holder, Prompt, hash_prompt
 from prfaas_lab.lab.cache_news import read_news
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
@@ -25,13 +25,13 @@ class KVCacheManager:
     def __init__(
         self, geometry: Geometry, engines: Mapping[str, Engine], *, namespace: bytes, ledger: Ledger
     ) -> None:
-        self.directory = Directory(geometry)
-        self._geometry, self._engines, self._namespace, self._ledger = geometry, engines, namespace, ledger
+        self.directory, self.demand = Directory(geometry), Demand()
+        self.geometry, self._engines, self._namespace, self._ledger = geometry, engines, namespace, ledger
         self._missed: set[str] = set()
 
     def name(self, tokens: Sequence[int]) -> Prompt:
         """A prompt as caches know it."""
-        return hash_prompt(tokens, block_tokens=self._geometry.block_tokens, namespace=self._namespace)
+        return hash_prompt(tokens, block_tokens=self.geometry.block_tokens, namespace=self._namespace)
 
     def matched(self, view: View, prompt: Prompt) -> View:
         """The view with what each datacenter and engine holds of this prompt."""
@@ -47,10 +47,16 @@ class KVCacheManager:
             datacenters=tuple(replace(dc, prefix_tokens=best.get(dc.name, 0)) for dc in view.datacenters),
             engines=tuple(replace(e, prefix_tokens=found.get(e.name, 0)) for e in view.engines),
             cache=CacheView(
-                token_bytes=self._geometry.block_bytes // self._geometry.block_tokens,
-                state_bytes=self._geometry.snapshot_bytes,
+                token_bytes=self.geometry.block_bytes // self.geometry.block_tokens,
+                state_bytes=self.geometry.snapshot_bytes,
             ),
         )
+
+    def asked(self, prompt: Prompt, *engines: str) -> None:
+        """A request for `prompt` was placed on these engines: what it shares with others is wanted in their
+        datacenters. At home too, though it was prefilled elsewhere: it might not have been, with a copy."""
+        for site in {self._engines[name].datacenter for name in engines}:
+            self.demand.observe(prompt, site, self._ledger.now(), self.directory)
 
     def wants_all(self, engine: Engine) -> bool:
         """Whether something this engine told was lost, so that it should tell all that it holds."""

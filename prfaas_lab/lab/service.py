@@ -74,8 +74,8 @@ class Service:
     ) -> None:
         """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache."""
         self.plan, self.route = plan, route
-        self._caches, self._costs = caches, costs
-        self._copies = CacheCopies(engines, network, caches, ledger) if caches else None
+        self.caches, self._costs = caches, costs
+        self.copies = CacheCopies(engines, network, caches, ledger) if caches else None
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
         self._expected_bytes, self._ledger = expected_bytes, ledger
@@ -96,8 +96,8 @@ class Service:
             )
         )
         flight = _Flight(request, on_token)
-        if self._caches is not None:
-            flight.prompt = self._caches.name(request.prompt)
+        if self.caches is not None:
+            flight.prompt = self.caches.name(request.prompt)
         try:
             flight.placement = self._place(request, flight.prompt)
             await self._carry(flight, flight.placement)
@@ -124,9 +124,11 @@ class Service:
 
     def _place(self, request: Request, prompt: Prompt | None) -> Placement:
         plan, ledger, view = self.plan, self._ledger, self.view()
-        if self._caches is not None and prompt is not None:
-            view = self._caches.matched(view, prompt)
+        if self.caches is not None and prompt is not None:
+            view = self.caches.matched(view, prompt)
         placement = self.route(request, view, plan)
+        if self.caches is not None and prompt is not None:
+            self.caches.asked(prompt, placement.prefill, placement.decode)
         ledger.record(
             ev.RequestRouted(
                 at_s=ledger.now(),
@@ -179,10 +181,10 @@ class Service:
         async with asyncio.TaskGroup() as ends:
             ends.create_task(self._decode(flight, placement, reserved), name=f"decode {flight.request.id}")
             await reserved.wait()
-            if placement.copy_from and flight.prompt and self._copies:
+            if placement.copy_from and flight.prompt and self.copies:
                 flight.stage = "copy"
                 reason = f"{flight.request.id} resumes from it"
-                await self._copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
+                await self.copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
             flight.stage = "prefill"
             await self._prefill(flight, placement, hold)
 
@@ -243,13 +245,13 @@ class Service:
 
     def _about_cache(self, flight: _Flight, engine: Engine) -> dict[str, Any]:
         """What an order says about the prefix cache."""
-        if self._caches is None or flight.prompt is None:
+        if self.caches is None or flight.prompt is None:
             return {}
-        return {"blocks": PromptNames.of(flight.prompt), "tell_all": self._caches.wants_all(engine)}
+        return {"blocks": PromptNames.of(flight.prompt), "tell_all": self.caches.wants_all(engine)}
 
     def _learn(self, engine: Engine, news: dict[str, Any]) -> None:
-        if self._caches is not None:
-            self._caches.learn(engine, news)
+        if self.caches is not None:
+            self.caches.learn(engine, news)
 
     def _record_prefill(self, request: Request, engine: Engine, stage: dict[str, Any]) -> None:
         ledger = self._ledger

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from prfaas_lab.kvcache import Geometry, Pool
 from prfaas_lab.lab.cache_news import PromptNames, news_of
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
+from prfaas_lab.lab.replication import advised, engines_for, tokens_of
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.router import DatacenterView, View
+from prfaas_lab.router import DatacenterView, PathView, View
 
 GEOMETRY = Geometry(block_tokens=4, block_bytes=40, snapshot_bytes=100)
 TOKENS = tuple(range(19))
@@ -94,3 +96,25 @@ def test_a_dead_engine_holds_nothing() -> None:
 def test_names_cross_as_text_and_come_back() -> None:
     prompt = Lab().prompt
     assert PromptNames.model_validate_json(PromptNames.of(prompt).model_dump_json()).prompt() == prompt
+
+
+def test_a_prefix_that_is_hot_elsewhere_is_advised_over_a_link_with_room() -> None:
+    lab = Lab()
+    lab.put("west-p0", 4)
+    lab.tell("west-p0")
+    for _ in range(5):
+        lab.manager.asked(lab.prompt, "east-p0")
+    for engine in lab.engines.values():
+        engine.computed_tokens, engine.computing_s = 1000, 10.0
+        engine.changed()
+    way = PathView(source="west", destination="east", rate_bps=1e6, rtt_s=0.01)
+    idle = replace(lab.view(), paths=(way,))
+    (advice, *_) = advised(lab.manager, idle, 0.0)
+    assert (advice.source, advice.destination, tokens_of(advice.prompt)) == ("west", "east", 16)
+    assert engines_for(lab.manager, advice, idle) == ("west-p0", "east-p0")
+    assert not advised(lab.manager, replace(lab.view(), paths=(replace(way, up=False),)), 0.0)
+    assert not advised(lab.manager, replace(lab.view(), paths=(replace(way, utilization=0.9),)), 0.0)
+    assert not advised(lab.manager, lab.view(), 0.0)
+    lab.put("east-p0", 4)
+    lab.tell("east-p0")
+    assert not advised(lab.manager, idle, 0.0)
