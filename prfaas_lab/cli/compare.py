@@ -22,7 +22,11 @@ from prfaas_lab.spec.load import load_scenario
 def compare(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario.")],
     policies: Annotated[
-        str, typer.Option(metavar="A,B,C", help="Policies, the one to judge by first; or module:function.")
+        str,
+        typer.Option(
+            metavar="A,B,C",
+            help="Policies, the one to judge by first; or module:function; NAME@cache-off: no cache.",
+        ),
     ] = "prfaas,homogeneous,naive,balanced",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each, with intervals from two on.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -42,6 +46,7 @@ def compare(
 
     \b
     Next: prfaas-lab compare scenarios/paper-case-study.yaml --seeds 3
+          prfaas-lab compare scenarios/multi-turn.yaml --policies cache-aware,cache-aware@cache-off
     """
     names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
     if not names:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.planner import lengths
 from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.fleet import fleet_of
@@ -76,6 +77,12 @@ def deployed(topology: Topology, deployment: Deployment) -> Topology:
 
 def _setting(resolved: Resolved) -> Setting:
     workload = resolved.scenario.workload
+    if workload.prompt is None or workload.output is None:
+        raise LabError(
+            "a trace has no law of lengths to find roles with",
+            where="workload.arrivals",
+            remedy="give prompt and output instead (empirical takes a trace's lengths)",
+        )
     return Setting(
         fleet=fleet_of(resolved.topology, folder=Path(resolved.source).parent),
         prompts=lengths.law_of(workload.prompt),

@@ -59,6 +59,9 @@ class Measured:
     out: str
 
 
+CACHE_OFF = "@cache-off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One policy: its runs, its prediction, and the reference policy's gain over it."""
@@ -112,13 +115,13 @@ def compare(
 ) -> Comparison:
     """Run every policy with every seed, one after the other; `tell` hears of each run as it ends.
 
+    A policy written as `name@cache-off` runs without the prefix cache.
+
     Seed by seed and not policy by policy, so that a machine that slows down slows all policies alike.
     Raises LabError when a policy does not exist or cannot be deployed, before anything runs, or when
     a run was stopped.
     """
-    for name in policies:
-        policy_of(name)
-    arranged = {name: arrange(resolved, name) for name in policies}
+    arranged = {name: _arranged(resolved, name) for name in policies}
     first = resolved.scenario.seed
     numbers = tuple(range(first, first + seeds))
     runs: dict[str, list[Measured]] = {name: [] for name in policies}
@@ -129,6 +132,15 @@ def compare(
             tell(measured)
     rows = tuple(_row(arranged[name], name, runs[name], runs[policies[0]]) for name in policies)
     return Comparison(scenario=resolved.scenario.name, seeds=numbers, rows=rows)
+
+
+def _arranged(resolved: Resolved, name: str) -> Arranged:
+    policy, without_cache = name.removesuffix(CACHE_OFF), name.endswith(CACHE_OFF)
+    policy_of(policy)
+    if without_cache:
+        scenario = resolved.scenario.model_copy(update={"cache": "off"})
+        resolved = resolved.model_copy(update={"scenario": scenario})
+    return arrange(resolved, policy)
 
 
 def _run(arranged: Arranged, name: str, seed: int, options: Options) -> Measured:
