@@ -59,7 +59,8 @@ def log_lines(event: ev.Event) -> list[LogLine]:
             words = f"{event.name}: {event.detail}" if event.detail else _PHASES.get(event.name, event.name)
             return _line(event, "info", words)
         case ev.EngineStarted():
-            return _line(event, "info", f"{event.engine} is ready ({event.netns}, pid {event.pid})")
+            where = f"{event.netns}, " if event.netns else ""  # the relay shaper makes no namespaces
+            return _line(event, "info", f"{event.engine} is ready ({where}pid {event.pid})")
         case ev.EngineDied():
             words = f"{event.engine} died ({event.exit_status}): {event.last_words}"
             return _line(event, "error", words)

@@ -24,6 +24,9 @@ from prfaas_lab.spec.scenario import Resolved
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_ONE_KEYPRESS_S = 0.5
+"""`timeout` and the like pass on a Ctrl-C that the terminal has sent us already: that is one, not two."""
+
 Screen = Callable[[Ledger], AbstractAsyncContextManager[Any]]
 """Opens whatever shows the run while it goes on."""
 
@@ -89,6 +92,7 @@ class _Session:
     foundation: Foundation
     work: Work
     stopped: str | None = None
+    drains_since: float | None = None
 
     async def main(self, shown: AbstractAsyncContextManager[Any], route: Route) -> str | None:
         """The whole of it; what stopped it early, if anything did."""
@@ -119,8 +123,12 @@ class _Session:
             _ignore_signals()
 
     def _stop(self, number: signal.Signals, task: asyncio.Task[Any]) -> None:
-        if number in self.work.draining_signals and self.work.drain():
-            self.stopped = number.name
+        now = asyncio.get_running_loop().time()
+        draining = number in self.work.draining_signals
+        if draining and self.drains_since is not None and now - self.drains_since < _ONE_KEYPRESS_S:
+            return
+        if draining and self.work.drain():
+            self.stopped, self.drains_since = number.name, now
             self._note(f"{number.name}: no new requests; draining (again to stop at once)")
         elif not task.cancelling():
             self.stopped = number.name

@@ -154,6 +154,8 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_sigint_drains_and_leaves_nothing(running: subprocess.Popen[str], tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
+    time.sleep(0.05)  # and once more, as under `timeout`: still one Ctrl-C
+    running.send_signal(signal.SIGINT)
     assert running.wait(RUN_TIMEOUT_S) == 130
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["stopped"] == "SIGINT"
