@@ -66,7 +66,9 @@ class Endpoint:
     def __init__(self, deployment: Deployment, settings: EndpointSettings) -> None:
         self._deployment, self._settings = deployment, settings
         self.model = Path(deployment.model.title).name
-        tokenizer, self._tokenizer_words = tokenizer_for(deployment.resolved.scenario.model.path)
+        tokenizer, self._tokenizer_words = tokenizer_for(
+            deployment.resolved.scenario.model.path, paced=deployment.model.vocab_size is None
+        )
         self.admission = Admission(settings.max_requests)
         self.exporter = Exporter(deployment, self.model)
         self._completions = Completions(deployment, tokenizer, self.admission, settings, self.model)

@@ -83,6 +83,24 @@ class _Bytes:
         return self._decoder.decode(b"", final=True)
 
 
+class PacedTokenizer(ByteTokenizer):
+    """For engines that compute no tokens: a byte a prompt token, and a letter for whatever they emit, so
+    that clients see every token come. None of them ends an output."""
+
+    eos_ids: tuple[int, ...] = ()
+
+    def detokenizer(self) -> Detokenizer:
+        return _Letters()
+
+
+class _Letters:
+    def put(self, token: int) -> str:
+        return chr(ord("a") + token % 26)
+
+    def end(self) -> str:
+        return ""
+
+
 class FileTokenizer:
     """A model's own tokenizer (`tokenizer.json`), and its chat template if it has one."""
 
@@ -133,11 +151,14 @@ class _Pieces:
         return ""
 
 
-def tokenizer_for(path: str | None) -> tuple[Tokenizer, str]:
+def tokenizer_for(path: str | None, *, paced: bool = False) -> tuple[Tokenizer, str]:
     """The tokenizer of a model that is loaded from a path (None: a shipped one), and what it is in words.
+    Paced engines have no model.
 
     Raises LabError when the model's own cannot be read.
     """
+    if paced:
+        return PacedTokenizer(), "letters that mean nothing (paced engines)"
     folder = _folder(path) if path is not None else None
     if folder is None:
         missing = "" if path is None else f", since {path} has no tokenizer.json"

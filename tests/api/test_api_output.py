@@ -70,6 +70,14 @@ def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
     assert taken[-1].finish == "stop"
 
 
+@given(st.lists(st.integers(0, 2**63), min_size=1, max_size=20))
+def test_every_token_of_a_paced_engine_shows_as_a_letter(tokens: list[int]) -> None:
+    tokenizer, _ = tokenizer_for(None, paced=True)
+    stream = tokenizer.detokenizer()
+    assert all(len(stream.put(token)) == 1 for token in tokens)
+    assert tokenizer.eos_ids == ()
+
+
 def test_a_stop_token_ends_the_output_without_text() -> None:
     taken = pieces([*ByteTokenizer().encode("hi"), 1, 70], stop_ids=(1,))
     assert [(piece.text, piece.finish) for piece in taken] == [("h", None), ("i", None), ("", "stop")]
