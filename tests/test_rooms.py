@@ -118,7 +118,7 @@ def test_only_modules_named_for_torch_import_it_at_once(path: Path) -> None:
     assert not [module for module in modules if module.split(".")[0] in HEAVY]
 
 
-@pytest.mark.parametrize("module", ["prfaas_lab.cli", "prfaas_lab.lab.run"])
+@pytest.mark.parametrize("module", ["prfaas_lab.cli; prfaas_lab.cli.application()", "prfaas_lab.lab.run"])
 def test_the_controller_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

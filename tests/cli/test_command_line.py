@@ -12,10 +12,11 @@ import click
 import pytest
 import typer.main
 
-from prfaas_lab.cli import app
+from prfaas_lab import __version__
+from prfaas_lab.cli import application
 
 ROOT = Path(__file__).parents[2]
-GROUP = typer.main.get_command(app)
+GROUP = typer.main.get_command(application())
 assert isinstance(GROUP, click.Group) or hasattr(GROUP, "commands")
 COMMANDS = sorted(GROUP.commands)
 
@@ -86,6 +87,27 @@ def test_results_that_cannot_be_written_are_refused_in_words(command: str) -> No
 def test_a_shipped_scenario_is_found_by_its_bare_name() -> None:
     finished = lab("scenario", "smoke.yaml", "--policy", "nothing-like-it")
     assert "there is no policy" in finished.stderr
+
+
+def test_the_version_needs_no_command() -> None:
+    shown = lab("--version")
+    assert (shown.returncode, shown.stdout.strip()) == (0, __version__)
+
+
+def test_only_the_command_that_is_asked_for_is_imported() -> None:
+    code = """
+import sys
+sys.argv = ["prfaas-lab", "clean", "--help"]
+from prfaas_lab.cli import main
+try:
+    main()
+finally:
+    assert not {"scipy", "aiohttp", "torch", "prfaas_lab.planner"} & set(sys.modules)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
