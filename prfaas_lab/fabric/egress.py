@@ -7,23 +7,16 @@ shapes the links, and transit traffic counts too.
 
 from __future__ import annotations
 
-import socket
-import struct
-
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import interfaces, qdisc
-from prfaas_lab.fabric.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute, nested
+from prfaas_lab.fabric.netlink import Netlink
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.units import format_rate
 
 IFB_INTERFACE = "egress0"
-RTM_NEWTFILTER = 44
-CLSACT_PARENT, CLSACT_HANDLE, CLSACT_EGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF3
-TCA_U32_SEL, TCA_U32_ACT = 5, 7
-TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_MIRRED_PARMS = 1, 2, 2
-TC_ACT_STOLEN, TCA_EGRESS_REDIR = 4, 1
+CLSACT_EGRESS = 0xFFFFFFF3
 ETH_P_ALL = 3
-_NEW = NLM_F_CREATE | NLM_F_EXCL
+EVERY_PACKET = "0x0/0x0+0"
 
 
 def check_egress(datacenter: str, rate_bps: float | None, shaper: str) -> None:
@@ -54,16 +47,10 @@ def cap_egress(netlink: Netlink, wan_interfaces: list[str], rate_bps: float) -> 
 
 def _redirect(netlink: Netlink, interface: int, target: int) -> None:
     """Every packet that leaves an interface takes the way through another first."""
-    body = qdisc.tc_message(interface, CLSACT_HANDLE, CLSACT_PARENT, "clsact", b"")
-    netlink.request(qdisc.RTM_NEWQDISC, _NEW, body, "add clsact")
-    everything = struct.pack("=BBBxHHhhI", 1, 0, 1, 0, 0, 0, 0, 0) + struct.pack("=IIii", 0, 0, 0, 0)
-    redirect = struct.pack("=IIiiiiI", 0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, target)
-    action = nested(
-        1,
-        attribute(TCA_ACT_KIND, "mirred"),
-        nested(TCA_ACT_OPTIONS, attribute(TCA_MIRRED_PARMS, redirect)),
+    netlink.call(lambda ip: ip.tc("add", "clsact", interface), "add clsact")
+    redirect = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}
+    filtering = {"prio": 1, "protocol": ETH_P_ALL, "keys": [EVERY_PACKET], "target": None, "action": redirect}
+    netlink.call(
+        lambda ip: ip.tc("add-filter", "u32", interface, parent=CLSACT_EGRESS, **filtering),
+        "redirect the egress",
     )
-    options = nested(qdisc.TCA_OPTIONS, attribute(TCA_U32_SEL, everything), nested(TCA_U32_ACT, action))
-    priority_and_protocol = 1 << 16 | socket.htons(ETH_P_ALL)
-    body = qdisc.tc_message(interface, 0, CLSACT_EGRESS, "u32", options, info=priority_and_protocol)
-    netlink.request(RTM_NEWTFILTER, _NEW, body, "redirect the egress")

@@ -1,37 +1,16 @@
-"""Queueing disciplines: what `tc qdisc` and `tc class` do, and their statistics.
-
-Layouts are those of linux/pkt_sched.h.
-"""
+"""Queueing disciplines: what `tc qdisc` and `tc class` do, and their statistics."""
 
 from __future__ import annotations
 
 import functools
 import math
-import socket
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
-from prfaas_lab.fabric.netlink import (
-    NLM_F_CREATE,
-    NLM_F_DUMP,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Netlink,
-    attribute,
-    attributes,
-    nested,
-)
-from prfaas_lab.fabric.shape import Shape
+from prfaas_lab.fabric.netlink import Netlink
+from prfaas_lab.fabric.shape import Counters, Shape
 from prfaas_lab.spec.topology import GilbertElliott
 
-RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTCLASS = 36, 38, 40
-TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
-TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
-NETEM_CORR, NETEM_DIST, NETEM_REORDER, NETEM_CORRUPT, NETEM_LOSS, NETEM_RATE = 1, 2, 3, 4, 5, 6
-NETEM_RATE64, NETEM_LATENCY64, NETEM_JITTER64, NETEM_LOSS_GE = 8, 10, 11, 2
-HTB_PARMS, HTB_INIT, HTB_RATE64, HTB_CEIL64 = 1, 2, 6, 7
 ROOT = 0xFFFFFFFF
 TICK_NS = 64
 """The kernel's packet scheduler counts time in these."""
@@ -42,53 +21,48 @@ NETEM_LIMIT_PACKETS = 1_000_000
 """What the delay line may hold. netem's own 1000 throttles a fat link; here the queue's limit in bytes
 decides what is dropped, so this one only has to be out of the way."""
 _DISTRIBUTION_ENTRIES, _DISTRIBUTION_SCALE = 4096, 8192
-_NEW, _GRAFT = NLM_F_CREATE | NLM_F_EXCL, NLM_F_CREATE | NLM_F_REPLACE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStats:
-    """What one qdisc says of itself."""
-
-    interface: int
-    handle: int
-    kind: str
-    bytes_total: int
-    packets_total: int
-    dropped_total: int
-    backlog_bytes: int
 
 
 def add_netem(netlink: Netlink, interface: int, handle: int, shape: Shape, *, parent: int = ROOT) -> None:
     """Delay, jitter, loss, reordering, duplication and corruption of a shape; not its rate."""
-    body = tc_message(interface, handle, parent, "netem", attribute(TCA_OPTIONS, _netem(shape)))
-    netlink.request(RTM_NEWQDISC, _NEW, body, "add netem")
+    options = _netem(shape)
+    netlink.call(
+        lambda ip: ip.tc("add", "netem", interface, handle, parent=parent, options=options), "add netem"
+    )
 
 
 def change_netem(netlink: Netlink, interface: int, handle: int, shape: Shape, *, parent: int = ROOT) -> None:
     """The same in place: what it holds stays where it is."""
-    body = tc_message(interface, handle, parent, "netem", attribute(TCA_OPTIONS, _netem(shape)))
-    netlink.request(RTM_NEWQDISC, 0, body, "change netem")
+    options = _netem(shape)
+    netlink.call(
+        lambda ip: ip.tc("change", "netem", interface, handle, parent=parent, options=options), "change netem"
+    )
 
 
 def add_htb(netlink: Netlink, interface: int, handle: int, *, parent: int = ROOT) -> None:
     """A token-bucket tree whose class `handle + 1` takes all packets."""
-    init = attribute(HTB_INIT, struct.pack("=IIIII", 3, 10, 1, 0, 0))
-    body = tc_message(interface, handle, parent, "htb", nested(TCA_OPTIONS, init))
-    netlink.request(RTM_NEWQDISC, _NEW, body, "add htb")
+    tree = {"version": 3, "rate2quantum": 10, "defcls": 1, "debug": 0, "direct_pkts": 0}
+    options = {"attrs": [("TCA_HTB_INIT", tree)]}
+    netlink.call(lambda ip: ip.tc("add", "htb", interface, handle, parent=parent, options=options), "add htb")
 
 
 def set_htb_rate(netlink: Netlink, interface: int, handle: int, rate_bps: float | None, *, new: bool) -> None:
     """The rate of the class `handle + 1`. Its tokens stay as they are: a change frees no burst."""
-    body = tc_message(interface, handle | 1, handle, "htb", nested(TCA_OPTIONS, _htb_class(rate_bps)))
-    netlink.request(RTM_NEWTCLASS, _NEW if new else 0, body, "set the htb rate")
+    command, options = "add-class" if new else "change-class", _htb_class(rate_bps)
+    netlink.call(
+        lambda ip: ip.tc(command, "htb", interface, handle | 1, parent=handle, options=options),
+        "set the htb rate",
+    )
 
 
 def graft_bfifo(netlink: Netlink, interface: int, handle: int, parent: int, limit_bytes: int) -> None:
     """A drop-tail queue of so many bytes; one with another handle takes the place of the old, whose
     packets are lost, one with the same handle only changes its limit."""
-    options = attribute(TCA_OPTIONS, struct.pack("=I", min(limit_bytes, U32)))
-    body = tc_message(interface, handle, parent, "bfifo", options)
-    netlink.request(RTM_NEWQDISC, _GRAFT, body, "set the queue limit")
+    options = {"limit": min(limit_bytes, U32)}
+    netlink.call(
+        lambda ip: ip.tc("replace", "bfifo", interface, handle, parent=parent, options=options),
+        "set the queue limit",
+    )
 
 
 def add_rate(netlink: Netlink, interface: int, rate_bps: float, limit_bytes: int) -> None:
@@ -98,25 +72,20 @@ def add_rate(netlink: Netlink, interface: int, rate_bps: float, limit_bytes: int
     graft_bfifo(netlink, interface, 0x30000, 0x20001, limit_bytes)
 
 
-def queue_stats(netlink: Netlink) -> Iterator[QueueStats]:
-    """Every qdisc of the namespace, in one question."""
-    for body in netlink.request(RTM_GETQDISC, NLM_F_DUMP, _header(0, 0, 0), "read the queues"):
-        _, interface, handle, _, _ = struct.unpack_from("=B3xiIII", body)
-        found = attributes(body, 20)
-        stats = attributes(found.get(TCA_STATS2, b""))
-        if TCA_STATS_BASIC not in stats or TCA_STATS_QUEUE not in stats:
-            continue
-        carried, packets = struct.unpack_from("=QI", stats[TCA_STATS_BASIC])
-        _, backlog, drops = struct.unpack_from("=III", stats[TCA_STATS_QUEUE])
-        yield QueueStats(
-            interface=interface,
-            handle=handle,
-            kind=found[TCA_KIND].rstrip(b"\0").decode(),
-            bytes_total=carried,
-            packets_total=packets,
-            dropped_total=drops,
-            backlog_bytes=backlog,
-        )
+def queue_stats(netlink: Netlink, interface: int, handle: int) -> Counters:
+    """The statistics of one qdisc."""
+    from pyroute2.netlink.rtnl import RTM_GETQDISC
+    from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+    question = tcmsg({"index": interface, "handle": handle})
+    stats = netlink.read(question, RTM_GETQDISC, "read the queue").get_attr("TCA_STATS2")
+    carried, queue = stats.get_attr("TCA_STATS_BASIC"), stats.get_attr("TCA_STATS_QUEUE")
+    return Counters(
+        bytes_total=carried["bytes"],
+        packets_total=carried["packets"],
+        dropped_total=queue["drops"],
+        backlog_bytes=queue["backlog"],
+    )
 
 
 def burst_bytes(rate_bps: float) -> int:
@@ -124,36 +93,42 @@ def burst_bytes(rate_bps: float) -> int:
     return max(math.ceil(rate_bps / 8 / 250), 2 * 1514)
 
 
-def _netem(shape: Shape) -> bytes:
+def _netem(shape: Shape) -> dict[str, Any]:
     """netem's options, every one of them, because a change keeps what it does not name."""
     lost = shape.loss if isinstance(shape.loss, float | int) else 0.0
-    fixed = struct.pack(
-        "=IIIIII", 0, NETEM_LIMIT_PACKETS, _share(lost), 1 if shape.reorder else 0,
-        _share(shape.duplicate), 0,
-    )  # fmt: skip
     # With a rate, however high, netem keeps packets in order under jitter, as a queue on a real path
     # does. Reordering is asked for by its own name.
     in_order_bps = int(100e9 / 8) if shape.jitter_s else 0
-    options = [
-        attribute(NETEM_LATENCY64, struct.pack("=q", round(shape.delay_s * 1e9))),
-        attribute(NETEM_JITTER64, struct.pack("=q", round(shape.jitter_s * 1e9))),
-        attribute(NETEM_CORR, struct.pack("=III", _share(shape.delay_correlation), 0, 0)),
-        attribute(NETEM_REORDER, struct.pack("=II", _share(shape.reorder), 0)),
-        attribute(NETEM_CORRUPT, struct.pack("=II", _share(shape.corrupt), 0)),
-        attribute(NETEM_RATE, struct.pack("=IiIi", min(in_order_bps, U32), 0, 0, 0)),
-        attribute(NETEM_RATE64, struct.pack("=Q", in_order_bps)),
-        attribute(NETEM_DIST, _distribution(shape.distribution)),
+    capped = {"rate": min(in_order_bps, U32), "packet_overhead": 0, "cell_size": 0, "cell_overhead": 0}
+    delays = {"delay_corr": _share(shape.delay_correlation), "loss_corr": 0, "dup_corr": 0}
+    options: list[tuple[str, Any]] = [
+        ("TCA_NETEM_LATENCY64", round(shape.delay_s * 1e9)),
+        ("TCA_NETEM_JITTER64", round(shape.jitter_s * 1e9)),
+        ("TCA_NETEM_CORR", delays),
+        ("TCA_NETEM_REORDER", {"prob_reorder": _share(shape.reorder), "corr_reorder": 0}),
+        ("TCA_NETEM_CORRUPT", {"prob_corrupt": _share(shape.corrupt), "corr_corrupt": 0}),
+        ("TCA_NETEM_RATE", capped),
+        ("TCA_NETEM_RATE64", in_order_bps),
+        ("TCA_NETEM_DELAY_DIST", _distribution(shape.distribution)),
     ]
     if isinstance(shape.loss, GilbertElliott):
         model = shape.loss
-        odds = (model.p, model.r, 1 - model.loss_bad, model.loss_good)
-        gilbert_elliott = struct.pack("=IIII", *map(_share, odds))
-        options.append(nested(NETEM_LOSS, attribute(NETEM_LOSS_GE, gilbert_elliott)))
-    return fixed + b"".join(options)
+        odds = {"p": model.p, "r": model.r, "h": 1 - model.loss_bad, "k1": model.loss_good}
+        gilbert = {name: _share(odd) for name, odd in odds.items()}
+        options.append(("TCA_NETEM_LOSS", {"attrs": [("NETEM_LOSS_GE", gilbert)]}))
+    return {
+        "delay": 0,
+        "limit": NETEM_LIMIT_PACKETS,
+        "loss": _share(lost),
+        "gap": 1 if shape.reorder else 0,
+        "duplicate": _share(shape.duplicate),
+        "jitter": 0,
+        "attrs": options,
+    }
 
 
 @functools.cache
-def _distribution(name: str) -> bytes:
+def _distribution(name: str) -> tuple[int, ...]:
     """netem's table of a distribution: quantiles in units of 1/8192 deviation (tc's maketable)."""
     size, normal = _DISTRIBUTION_ENTRIES, NormalDist()
     quantiles = [(i + 0.5) / size for i in range(size)]
@@ -168,30 +143,32 @@ def _distribution(name: str) -> bytes:
         "paretonormal": [0.25 * g + 0.75 * p for g, p in zip(gaussian, pareto, strict=True)],
     }
     scaled = (round(value * _DISTRIBUTION_SCALE) for value in tables[name])
-    return struct.pack(f"={size}h", *(min(max(value, -32768), 32767) for value in scaled))
+    return tuple(min(max(value, -32768), 32767) for value in scaled)
 
 
-def _htb_class(rate_bps: float | None) -> bytes:
+def _htb_class(rate_bps: float | None) -> dict[str, Any]:
     rate_bps = UNSHAPED_BPS if rate_bps is None else max(rate_bps, 8.0)
     rate = round(rate_bps / 8)
     ticks = min(math.ceil(burst_bytes(rate_bps) / rate * 1e9 / TICK_NS), U32)
-    spec = struct.pack("=BBHhHI", 0, 1, 0, -1, 0, min(rate, U32))  # linklayer 1: Ethernet, no rate table
-    quantum = 60_000  # no siblings to share with; the kernel only warns when it must guess
-    parameters = spec + spec + struct.pack("=IIIII", ticks, ticks, quantum, 0, 0)
-    wide = b"".join(attribute(kind, struct.pack("=Q", rate)) for kind in (HTB_RATE64, HTB_CEIL64))
-    return attribute(HTB_PARMS, parameters) + (wide if rate > U32 else b"")
+    parameters = {
+        "buffer": ticks,
+        "cbuffer": ticks,
+        "quantum": 60_000,  # no siblings to share with; the kernel only warns when it must guess
+        "level": 0,
+        "prio": 0,
+    }
+    for limit in ("rate", "ceil"):
+        parameters |= {
+            limit: min(rate, U32),
+            f"{limit}_cell_log": 0,
+            f"{limit}___reserved": 1,  # the link layer: Ethernet, so that no rate table is asked for
+            f"{limit}_overhead": 0,
+            f"{limit}_cell_align": -1,
+            f"{limit}_mpu": 0,
+        }
+    wide = [(f"TCA_HTB_{limit}64", rate) for limit in ("RATE", "CEIL") if rate > U32]
+    return {"attrs": [("TCA_HTB_PARMS", parameters), *wide]}
 
 
 def _share(fraction: float) -> int:
     return round(fraction * U32)
-
-
-def tc_message(
-    interface: int, handle: int, parent: int, kind: str, options: bytes, *, info: int = 0
-) -> bytes:
-    """The body of a request about a qdisc, class or filter; `options` is an attribute."""
-    return _header(interface, handle, parent, info) + attribute(TCA_KIND, kind) + options
-
-
-def _header(interface: int, handle: int, parent: int, info: int = 0) -> bytes:
-    return struct.pack("=B3xiIII", socket.AF_UNSPEC, interface, handle, parent, info)
