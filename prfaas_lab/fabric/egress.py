@@ -49,7 +49,7 @@ def _redirect(netlink: Netlink, interface: int, target: int) -> None:
     """Every packet that leaves an interface takes the way through another first."""
     netlink.call(lambda ip: ip.tc("add", "clsact", interface), "add clsact")
     redirect = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}
-    filtering = {"prio": 1, "protocol": ETH_P_ALL, "keys": [EVERY_PACKET], "target": None, "action": redirect}
+    filtering = {"prio": 1, "protocol": ETH_P_ALL, "keys": [EVERY_PACKET], "target": 0, "action": redirect}
     netlink.call(
         lambda ip: ip.tc("add-filter", "u32", interface, parent=CLSACT_EGRESS, **filtering),
         "redirect the egress",

@@ -44,7 +44,7 @@ def index_of(netlink: Netlink, name: str) -> int:
 
     if name == "lo":
         return 1
-    question = ifinfmsg({"attrs": [("IFLA_IFNAME", name)]})
+    question = ifinfmsg().setvalue({"attrs": [("IFLA_IFNAME", name)]})
     return int(netlink.read(question, RTM_GETLINK, f"look up {name}")["index"])
 
 

@@ -77,7 +77,7 @@ def queue_stats(netlink: Netlink, interface: int, handle: int) -> Counters:
     from pyroute2.netlink.rtnl import RTM_GETQDISC
     from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-    question = tcmsg({"index": interface, "handle": handle})
+    question = tcmsg().setvalue({"index": interface, "handle": handle})
     stats = netlink.read(question, RTM_GETQDISC, "read the queue").get_attr("TCA_STATS2")
     carried, queue = stats.get_attr("TCA_STATS_BASIC"), stats.get_attr("TCA_STATS_QUEUE")
     return Counters(
