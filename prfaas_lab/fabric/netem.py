@@ -119,9 +119,21 @@ def make(direction: EgressQueue, shape: Shape) -> None:
 
 def _change(direction: EgressQueue, shape: Shape) -> None:
     """Touch only what differs, so that a change of rate is one request."""
+    steps = [_change_netem, _change_queue]
+    if direction.shape.rate_bps == 0:
+        steps.reverse()  # an outage ends with the last request, when all else is as it should be
+    for step in steps:
+        step(direction, shape)
+    direction.shape = shape
+
+
+def _change_netem(direction: EgressQueue, shape: Shape) -> None:
+    if _passing(shape) != _passing(direction.shape):
+        qdisc.change_netem(direction.netlink, direction.interface, NETEM, _passing(shape))
+
+
+def _change_queue(direction: EgressQueue, shape: Shape) -> None:
     netlink, interface, old = direction.netlink, direction.interface, direction.shape
-    if _passing(shape) != _passing(old):
-        qdisc.change_netem(netlink, interface, NETEM, _passing(shape))
     if shape.rate_bps != old.rate_bps and shape.rate_bps != 0:
         qdisc.set_htb_rate(netlink, interface, HTB, shape.rate_bps, new=False)
     if shape.rate_bps == 0 and old.rate_bps != 0:
@@ -129,7 +141,6 @@ def _change(direction: EgressQueue, shape: Shape) -> None:
         qdisc.graft_bfifo(netlink, interface, FIFOS[direction.fifo], HTB_CLASS, _limit_bytes(shape))
     elif _limit_bytes(shape) != _limit_bytes(old):
         qdisc.graft_bfifo(netlink, interface, FIFOS[direction.fifo], HTB_CLASS, _limit_bytes(shape))
-    direction.shape = shape
 
 
 def _passing(shape: Shape) -> Shape:
