@@ -1,8 +1,8 @@
 """What pyroute2 does not say of netem, htb and bfifo, in its own extension point for `tc`.
 
-pyroute2 0.9's netem stops at 32-bit microseconds and knows neither delay distributions nor
-Gilbert-Elliott; its htb computes rate tables that kernels have ignored since 3.8 (two thirds of the
-time of a change), and it has no bfifo. Layouts are those of linux/pkt_sched.h.
+pyroute2 0.9's netem has times of 32 bits and knows neither delay distributions nor Gilbert-Elliott;
+its htb always computes rate tables, which no kernel of today reads (half the time of a change), and
+cannot say the slowest rates; it has no bfifo. Layouts are those of linux/pkt_sched.h.
 """
 
 from __future__ import annotations
