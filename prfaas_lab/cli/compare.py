@@ -34,6 +34,9 @@ def compare(
         Path | None,
         typer.Option(help="Where all runs and comparison.json go.", show_default="runs/<time>-..."),
     ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="On the virtual clock, in seconds instead of minutes.")
+    ] = False,
     shaper: Annotated[str, typer.Option(help="How links are shaped: auto, netem, tun or relay.")] = "auto",
     allow_unfaithful: Annotated[
         bool, typer.Option("--allow-unfaithful", help="Run even when the measured links are off their spec.")
@@ -58,7 +61,12 @@ def compare(
     console = Console(stderr=as_json)
     options = Options(out=folder, shaper=shaper, allow_unfaithful=allow_unfaithful)
     comparison = run_all(
-        resolved, names, seeds=seeds, options=options, tell=lambda run: console.print(_line(run))
+        resolved,
+        names,
+        seeds=seeds,
+        options=options,
+        simulated=simulate,
+        tell=lambda run: console.print(_line(run)),
     )
     text = json.dumps(comparison.as_dict(), indent=2)
     write_atomically(folder / "comparison.json", text + "\n")

@@ -12,6 +12,7 @@ from prfaas_lab.errors import LabError
 from prfaas_lab.lab.arrange import Arranged, arrange
 from prfaas_lab.lab.deployment import Options
 from prfaas_lab.lab.run import run_scenario
+from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.planner.deployment import Deployment
 from prfaas_lab.router import policy as policy_of
 from prfaas_lab.spec.scenario import Resolved
@@ -111,9 +112,11 @@ def compare(
     *,
     seeds: int,
     options: Options,
+    simulated: bool = False,
     tell: Callable[[Measured], None],
 ) -> Comparison:
     """Run every policy with every seed, one after the other; `tell` hears of each run as it ends.
+    `simulated`: on the virtual clock instead of under emulation.
 
     A policy written as `name@cache-off` runs without the prefix cache.
 
@@ -127,7 +130,7 @@ def compare(
     runs: dict[str, list[Measured]] = {name: [] for name in policies}
     for seed in numbers:
         for name in policies:
-            measured = _run(arranged[name], name, seed, options)
+            measured = _run(arranged[name], name, seed, options, simulated)
             runs[name].append(measured)
             tell(measured)
     rows = tuple(_row(arranged[name], name, runs[name], runs[policies[0]]) for name in policies)
@@ -143,14 +146,17 @@ def _arranged(resolved: Resolved, name: str) -> Arranged:
     return arrange(resolved, policy)
 
 
-def _run(arranged: Arranged, name: str, seed: int, options: Options) -> Measured:
+def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: bool) -> Measured:
     scenario = arranged.resolved.scenario
     resolved = arranged.resolved.model_copy(update={"scenario": scenario.model_copy(update={"seed": seed})})
     out = options.out / f"{name.replace(':', '.')}-{seed}"
-    outcome = run_scenario(resolved, replace(options, out=out), lambda ledger: nullcontext())
-    if outcome.stopped is not None:
-        raise LabError(f"stopped by {outcome.stopped}", where=str(out))
-    summary, steady = outcome.summary, outcome.summary["steady"]
+    if simulated:
+        summary = simulate(resolved, Simulation(out=out))
+    else:
+        summary = run_scenario(resolved, replace(options, out=out), lambda ledger: nullcontext()).summary
+    if summary["stopped"] is not None:
+        raise LabError(f"stopped by {summary['stopped']}", where=str(out))
+    steady = summary["steady"]
     if not steady["completed"]:
         raise LabError(
             "no request ended in the steady state",

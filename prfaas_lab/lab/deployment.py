@@ -33,6 +33,7 @@ from prfaas_lab.lab.pacing import Pacing, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
 from prfaas_lab.lab.replication import replicate
+from prfaas_lab.lab.scheduler import convertible
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine
@@ -199,6 +200,7 @@ class Foundation:
             role=order.role,
             client=client,
             capacity=batch_of(order) if order.role == "decode" else 1,
+            other_capacity=batch_of(order) if order.role == "prefill" and order.convertible else 1,
         )
         self.ledger.record(
             ev.EngineStarted(
@@ -237,6 +239,7 @@ class Foundation:
             cache_bytes=self._cache_bytes(datacenter),
             snapshot_every=self.resolved.topology.datacenters[datacenter].snapshot_every,
             pace=self.pacing.of(datacenter) if self.pacing else None,
+            convertible=convertible(self.resolved, datacenter),
         )
 
     def _cache_bytes(self, datacenter: str) -> int:

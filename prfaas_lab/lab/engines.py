@@ -86,17 +86,25 @@ class Engine:
     """One engine of the run. The counts are the controller's own, so they are never stale."""
 
     def __init__(
-        self, *, name: str, datacenter: str, role: Role, client: EngineClient, capacity: int
+        self,
+        *,
+        name: str,
+        datacenter: str,
+        role: Role,
+        client: EngineClient,
+        capacity: int,
+        other_capacity: int = 1,
     ) -> None:
+        """`other_capacity`: what its capacity would be in the other role."""
         self.name, self.datacenter, self.role = name, datacenter, role
-        self.client, self.capacity = client, capacity
+        self.client, self.capacity, self._other_capacity = client, capacity, other_capacity
         self.waiting_tokens = 0
         self.computed_tokens, self.computing_s = 0, 0.0
         self.waiting_s = 0.0
         self.orders: set[str] = set()
         self.on_change: Callable[[Engine], None] | None = None
         """Told whenever the view is no longer what it was."""
-        self._alive = True
+        self._alive, self._draining = True, False
         self._view: EngineView | None = None
 
     @property
@@ -106,6 +114,22 @@ class Engine:
     @alive.setter
     def alive(self, alive: bool) -> None:
         self._alive = alive
+        self.changed()
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new, so that no policy sees it alive."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self.changed()
+
+    def become(self, role: Role) -> None:
+        """Take another role. Its process must be one that has both."""
+        assert not self.orders, "drained first"
+        self.role, self.capacity, self._other_capacity = role, self._other_capacity, self.capacity
         self.changed()
 
     @property
@@ -122,7 +146,7 @@ class Engine:
                 queued_tokens=self.waiting_tokens,
                 queued_s=max(0.0, round(self.waiting_s, 9)),
                 capacity=self.capacity,
-                alive=self._alive,
+                alive=self._alive and not self._draining,
                 prefill_s_per_token=self.computing_s / self.computed_tokens if self.computed_tokens else None,
             )
         return self._view

@@ -41,7 +41,10 @@ class Fleet:
 
     def _refresh(self) -> None:
         for name, engine in self._changed.items():
-            view = self._views[self._numbers[name]] = engine.view
+            before, view = self._views[self._numbers[name]], engine.view
+            self._views[self._numbers[name]] = view
+            if before.role != view.role:
+                self._ranking(before.role, before.datacenter).remove(name)
             self._ranking(view.role, view.datacenter).put(view)
         self._changed.clear()
 
@@ -71,11 +74,15 @@ class _Ranking:
             self._heap = [(self._rank(view), number, view) for number, view in current if view.alive]
             heapq.heapify(self._heap)
 
+    def remove(self, name: str) -> None:
+        """It ranks elsewhere now."""
+        self._current.pop(name, None)
+
     def first(self) -> EngineView | None:
         heap = self._heap
         while heap:
             view = heap[0][2]
-            if view.alive and self._current[view.name] is view:
+            if view.alive and self._current.get(view.name) is view:
                 return view
             heapq.heappop(heap)
         return None

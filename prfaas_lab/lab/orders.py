@@ -84,6 +84,8 @@ class EngineOrder(Spec):
     """Budget of its prefix cache; 0: none."""
     snapshot_every: int = 512
     pace: Pace | None = None
+    convertible: bool = False
+    """Whether it must be able to take the other role too."""
 
 
 class VerifierOrder(Spec):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from prfaas_lab.lab.deployment import Deployment, Options, meanwhile
 from prfaas_lab.lab.drive import Driver
+from prfaas_lab.lab.scheduler import scheduler_for
 from prfaas_lab.lab.session import Outcome, Screen, run_session
 from prfaas_lab.lab.verify import Answer, chosen, verify
 from prfaas_lab.metrics import events as ev
@@ -62,7 +63,11 @@ class _Drive:
             time_scale=scenario.time_scale,
         )
         self.driver = Driver(scenario, requests, serve, deployment.ledger)
-        async with meanwhile(deployment.conditions.run()):
+        scheduler = scheduler_for(
+            deployment.resolved, deployment.service, deployment.engines, deployment.ledger
+        )
+        adapting = [scheduler.run()] if scheduler else []
+        async with meanwhile(deployment.conditions.run(), *adapting):
             await self.driver.run()
 
     async def _verify(self, deployment: Deployment) -> None:

@@ -78,6 +78,8 @@ class Service:
         self.copies = CacheCopies(engines, network, caches, ledger) if caches else None
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
+        self.transit: dict[str, int] = {}
+        """KVCache of offloaded requests between prefill's end and its receipt, in bytes."""
         self._expected_bytes, self._ledger = expected_bytes, ledger
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
@@ -111,6 +113,11 @@ class Service:
         why = "stop" if flight.stopped else "length"
         ledger.record(ev.RequestFinished(at_s=ledger.now(), request_id=request.id, why=why))
         return flight.tokens
+
+    @property
+    def knows_costs(self) -> bool:
+        """Whether there are hardware profiles to reckon with."""
+        return self._costs is not None
 
     def view(self) -> View:
         """The deployment now."""
@@ -164,6 +171,8 @@ class Service:
                 await self._both_ends(flight, placement, hold)
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
+        finally:
+            self.transit.pop(request.id, None)
         self._hand_over(flight, placement)
         if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
             raise EngineError(
@@ -207,6 +216,7 @@ class Service:
                         self._learn(engine, stage)
                     case "received":
                         flight.stage, flight.received = "restore", stage
+                        self.transit.pop(request.id, None)
                     case "restored":
                         flight.stage = "decode"
                         self._record_restored(request, engine, stage["at"])
@@ -236,6 +246,8 @@ class Service:
                             flight.stage = "transfer"
                             hold.computed()
                             self._record_prefill(request, engine, stage)
+                            if placement.offloaded and not flight.received:
+                                self.transit[request.id] = self._expected_bytes(request.prompt_tokens)
                         case "cache":
                             self._learn(engine, stage)
                         case "sent":

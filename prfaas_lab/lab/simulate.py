@@ -21,8 +21,9 @@ from prfaas_lab.lab.engines import Engine, EngineClient
 from prfaas_lab.lab.faults import the_fault
 from prfaas_lab.lab.pacing import Pacing
 from prfaas_lab.lab.results import results_in
+from prfaas_lab.lab.scheduler import convertible, scheduler_for
 from prfaas_lab.lab.service import Service
-from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPrefill
+from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPair, SimulatedPrefill
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.virtual_time import run_virtual
@@ -35,6 +36,7 @@ from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.run import run_started
 from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import DatacenterView, Route, policy
+from prfaas_lab.router.values import Role
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.workload.generate import generate
 from prfaas_lab.workload.request import Request
@@ -141,7 +143,9 @@ class _Run:
         conditions = self._conditions(network, ledger)
         _sample(network, ledger)
         await sample_engines(engines.values(), ledger)
-        async with meanwhile(self._watch_links(network, ledger), conditions.run()):
+        scheduler = scheduler_for(self.resolved, service, engines, ledger)
+        adapting = [scheduler.run()] if scheduler else []
+        async with meanwhile(self._watch_links(network, ledger), conditions.run(), *adapting):
             await Driver(scenario, requests, serve, ledger).run()
         _sample(network, ledger)
         await sample_engines(engines.values(), ledger)
@@ -152,22 +156,30 @@ class _Run:
         for datacenter in topology.datacenters:
             for name, role in topology.engine_names(datacenter).items():
                 prefills = role == "prefill"
-                client = (
-                    self._prefill(name, datacenter, network, landings)
-                    if prefills
-                    else self._decode(name, datacenter, landings)
-                )
+                client = self._client(name, datacenter, role, network, landings)
+                batch = self._batch(datacenter) if topology.datacenters[datacenter].role == "local" else 1
                 engines[name] = Engine(
                     name=name,
                     datacenter=datacenter,
                     role=role,
                     client=client,
-                    capacity=1 if prefills else self._batch(datacenter),
+                    capacity=1 if prefills else batch,
+                    other_capacity=batch if prefills else 1,
                 )
                 ledger.record(
                     ev.EngineStarted(at_s=0.0, engine=name, datacenter=datacenter, role=role, netns="", pid=0)
                 )
         return engines
+
+    def _client(
+        self, name: str, datacenter: str, role: Role, network: FluidNetwork, landings: Landings
+    ) -> EngineClient:
+        if convertible(self.resolved, datacenter):
+            prefill = self._prefill(name, datacenter, network, landings)
+            return SimulatedPair(prefill, self._decode(name, datacenter, landings))
+        if role == "prefill":
+            return self._prefill(name, datacenter, network, landings)
+        return self._decode(name, datacenter, landings)
 
     def _prefill(self, name: str, datacenter: str, network: FluidNetwork, landings: Landings) -> EngineClient:
         settings, pacing = self.resolved.scenario.engine, self.pacing

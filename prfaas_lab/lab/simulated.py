@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork, Transfer
+from prfaas_lab.lab.engines import EngineClient
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PacedModel, PrefillOrder
 
 Arrival = tuple[int, float]
@@ -137,3 +138,17 @@ class SimulatedDecode:
             engine.release()
             if sequence is not None:
                 engine.leave(sequence)
+
+
+class SimulatedPair:
+    """One instance that can do either, as the orders come; its scheduler gives it those of its role."""
+
+    def __init__(self, prefill: EngineClient, decode: EngineClient) -> None:
+        self._prefill, self._decode = prefill, decode
+
+    def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+        return (self._decode if path == "/decode" else self._prefill).stages(path, order)
+
+    async def state(self) -> dict[str, Any]:
+        prefill, decode = await self._prefill.state(), await self._decode.state()
+        return {key: prefill[key] + decode[key] for key in prefill}

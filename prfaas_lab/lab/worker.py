@@ -23,6 +23,7 @@ from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
 from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.stats import EngineStats
 from prfaas_lab.lab.cache_news import news_of
 from prfaas_lab.lab.cache_ports import CachePorts
 from prfaas_lab.lab.executors import batch_of, decode_executor, prefill_executor
@@ -85,7 +86,24 @@ async def _listen(runner: web.AppRunner, path: str) -> None:
 def _role(order: Order, model: Any) -> Role:
     if isinstance(order, VerifierOrder):
         return VerifierRole(order, model)
+    if order.convertible:
+        return PairRole(order, model)
     return PrefillRole(order, model) if order.role == "prefill" else DecodeRole(order, model)
+
+
+class PairRole:
+    """An engine that may change its role: it can do either, and gets the orders of one."""
+
+    def __init__(self, order: EngineOrder, model: Any) -> None:
+        self._prefill, self._decode = PrefillRole(order, model), DecodeRole(order, model)
+
+    async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        routes = [*await self._prefill.open(stack), *await self._decode.open(stack)]
+        return [web.get("/state", self._state), *(route for route in routes if route.path != "/state")]
+
+    async def _state(self, http: web.Request) -> web.Response:
+        prefill, decode = asdict(self._prefill.stats), asdict(self._decode.stats)
+        return web.json_response({key: prefill[key] + decode[key] for key in prefill})
 
 
 class PrefillRole:
@@ -116,8 +134,12 @@ class PrefillRole:
         stack.push_async_callback(receiver.close)
         return CachePorts(self._cache, self._sender, receiver).routes
 
+    @property
+    def stats(self) -> EngineStats:
+        return self._engine.stats
+
     async def _state(self, http: web.Request) -> web.Response:
-        return web.json_response(asdict(self._engine.stats))
+        return web.json_response(asdict(self.stats))
 
     async def _prefill(self, http: web.Request) -> web.StreamResponse:
         order = PrefillOrder.model_validate_json(await http.read())
@@ -184,8 +206,12 @@ class DecodeRole:
             routes += CachePorts(self._cache, sender, self._receiver).routes
         return routes
 
+    @property
+    def stats(self) -> EngineStats:
+        return self._engine.stats
+
     async def _state(self, http: web.Request) -> web.Response:
-        return web.json_response(asdict(self._engine.stats))
+        return web.json_response(asdict(self.stats))
 
     async def _decode(self, http: web.Request) -> web.StreamResponse:
         order = DecodeOrder.model_validate_json(await http.read())

@@ -277,6 +277,18 @@ class PlanChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChanged(Event):
+    """An engine rejoined in another role, after it had drained and switched; and why."""
+
+    engine: str
+    before: str
+    after: str
+    drain_s: float
+    switch_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSampled(Event):
     """How the machine bears it: CPU share of all cores, and the controller's timer lag."""
 

@@ -134,6 +134,20 @@ class Policy(Named):
     share: Fraction | None = Field(default=None, description="of all requests, offloaded (balanced)")
 
 
+class SchedulerSettings(Spec):
+    """The dual-timescale scheduler of the `prfaas` policy. Durations are those of the real world."""
+
+    short: Duration = Field(default=1.0, gt=0, description="period of the short-term loop")
+    band: Duration = Field(default=2.0, gt=0, description="difference in waiting that moves the threshold")
+    long: Duration = Field(default=60.0, gt=0, description="period of the long-term loop")
+    window: Duration = Field(default=120.0, gt=0, description="what the long-term loop looks back on")
+    margin: Fraction = Field(default=0.05, description="gain in throughput that a conversion must exceed")
+    conversion: Duration = Field(
+        default=10.0, gt=0, description="an instance's absence after it has drained, to change its role"
+    )
+    convert: bool = Field(default=True, description="whether local instances may change their role")
+
+
 class Verify(Spec):
     """How many requests are checked against one-process greedy generation."""
 
@@ -170,6 +184,9 @@ class Scenario(Spec):
     model: Model = Field(default=Model(), description="what the engines run")
     workload: Workload = Field(description="what is asked")
     policy: Policy = Field(default=Policy(), description="where prefill runs")
+    scheduler: SchedulerSettings = Field(
+        default=SchedulerSettings(), description="how policy prfaas adapts while it runs"
+    )
     duration: Duration = Field(
         default=60.0, gt=0, description="arrivals stop after this long; then it drains"
     )

@@ -165,6 +165,14 @@ class AgentTree(_Shared):
 Sessions = Annotated[Chat | AgentTree, Field(discriminator="kind")]
 
 
+class Shift(Spec):
+    """The mix of lengths changes for good, from a time on."""
+
+    at: Duration = Field(description="requests that arrive from then on have these lengths")
+    prompt: Lengths = Field(description="tokens of a prompt")
+    output: Lengths = Field(description="tokens of an answer")
+
+
 class Workload(Spec):
     """What is asked: when requests arrive, how long their prompts and outputs are."""
 
@@ -177,6 +185,16 @@ class Workload(Spec):
     sessions: Sessions | None = Field(
         default=None, description="requests that continue one another; unset: no two share anything"
     )
+
+    shift: Shift | None = Field(
+        default=None, description="lengths from a time on (not of sessions or a closed loop)"
+    )
+
+    @model_validator(mode="after")
+    def _a_shift_needs_arrivals(self) -> Workload:
+        if self.shift and (self.sessions or isinstance(self.arrivals, TraceFile | ClosedLoop)):
+            raise Misfit((["shift"], "needs arrivals at times of their own (poisson, gamma, onoff, uniform)"))
+        return self
 
     @model_validator(mode="after")
     def _lengths_come_from_one_place(self) -> Workload:

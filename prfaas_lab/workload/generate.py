@@ -48,20 +48,24 @@ def generate(
     if workload.sessions is not None:
         yield from _sessions(workload, seed, vocab_size or _ANY_VOCABULARY, duration_s, time_scale)
         return
-    prompt_tokens, output_tokens = (lengths(law) for law in workload.lengths)
+    laws = before = tuple(lengths(law) for law in workload.lengths)
+    shift = workload.shift
+    after = (lengths(shift.prompt), lengths(shift.output)) if shift else before
     prompt_ranks = _uniform(_stream(seed, _PROMPT_LENGTHS))
     output_ranks = _uniform(_stream(seed, _OUTPUT_LENGTHS))
     times = arrivals(workload.arrivals, _stream(seed, _ARRIVALS))
     for number, arrival_s in enumerate(islice(times, workload.requests)):
         if arrival_s is not None and arrival_s > duration_s:
             return
-        tokens = prompt_tokens.quantile(next(prompt_ranks))
+        if shift and arrival_s is not None and arrival_s >= shift.at:
+            laws = after
+        tokens = laws[0].quantile(next(prompt_ranks))
         yield Request(
             id=f"r{number:05d}",
             arrival_s=None if arrival_s is None else arrival_s * time_scale,
             prompt=random_prompt(tokens, vocab_size, _stream(seed, _TOKENS, number)) if vocab_size else (),
             length=None if vocab_size else tokens,
-            output_tokens=output_tokens.quantile(next(output_ranks)),
+            output_tokens=laws[1].quantile(next(output_ranks)),
         )
 
 

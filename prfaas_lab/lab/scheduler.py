@@ -1,0 +1,249 @@
+"""The dual-timescale scheduler at work: it looks, asks the planner's laws, and moves the service's plan.
+
+`short` loop: planner.short_term moves the effective threshold. `long` loop: planner.long_term searches the
+plan anew over the last window's requests, and converts instances between prefill and decode. Every decision
+is an event with its reason. Runs alike on the real and on the virtual clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.service import Service
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.planner.fleet import fleet_of
+from prfaas_lab.planner.lengths import Discrete
+from prfaas_lab.planner.long_term import Decision, replan, with_rate
+from prfaas_lab.planner.setting import Setting
+from prfaas_lab.planner.short_term import ShortTerm, Signals, follow_plan, tick
+from prfaas_lab.router.values import EngineView
+from prfaas_lab.spec.scenario import Resolved
+
+_FEWEST = 30
+"""Requests in a window below which it says nothing of their lengths."""
+_WORTH_TELLING = 0.1
+"""A threshold that moved by less than this share since it was last told of is not told of."""
+
+
+class Scheduler:
+    """Moves one service's plan, for as long as `run` is left to run."""
+
+    def __init__(
+        self, resolved: Resolved, service: Service, engines: Mapping[str, Engine], ledger: Ledger
+    ) -> None:
+        self._resolved, self._service, self._engines, self._ledger = resolved, service, engines, ledger
+        self._settings, scale = resolved.scenario.scheduler, resolved.scenario.time_scale
+        self._short_s, self._long_s = self._settings.short * scale, self._settings.long * scale
+        self._window_s, self._switch_s = self._settings.window * scale, self._settings.conversion * scale
+        planned = float(service.plan.threshold_tokens or 0)
+        self._state = ShortTerm(
+            planned=planned, threshold=planned, longest=float(2**20), band_s=self._settings.band * scale
+        )
+        self._told = planned
+        self._seen: deque[tuple[float, int, int]] = deque()
+        self._carried = _Egress(resolved.topology.prfaas)
+        local = resolved.topology.local
+        self._home = local[0] if convertible(resolved, local[0]) else None
+
+    async def run(self) -> None:
+        """Both loops. Cancel it when the run ends."""
+        unsubscribe = self._ledger.subscribe(self._observe)
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(self._short(), name="short-term loop")
+                if self._home is not None:
+                    loops.create_task(self._long(self._home), name="long-term loop")
+        finally:
+            unsubscribe()
+
+    # -- short term ------------------------------------------------------------------------------
+
+    async def _short(self) -> None:
+        while True:
+            await asyncio.sleep(self._short_s)
+            before, self._state = self._state, tick(self._state, self._signals())
+            self._take(before)
+
+    def _signals(self) -> Signals:
+        view = self._service.view()
+        roles = {dc.name: dc.role for dc in view.datacenters}
+        ways = [p for p in view.paths if roles[p.source] == "prfaas" and roles[p.destination] == "local"]
+        rate_bps = sum(way.rate_bps or 0.0 for way in ways if way.up)
+        transit_bits = 8 * sum(self._service.transit.values())
+        return Signals(
+            up=any(way.up for way in ways),
+            utilization=self._carried.utilization,
+            prfaas_queue_s=_shortest(view.engines, [n for n, role in roles.items() if role == "prfaas"]),
+            transit_s=transit_bits / rate_bps if rate_bps else 0.0,
+            home_queue_s=_shortest(view.engines, [n for n, role in roles.items() if role == "local"]),
+        )
+
+    def _take(self, before: ShortTerm) -> None:
+        state = self._state
+        self._service.plan = replace(self._service.plan, threshold_tokens=round(state.threshold))
+        moved = abs(state.threshold - self._told) > _WORTH_TELLING * max(self._told, 1.0)
+        if moved or (state.up, state.scarce) != (before.up, before.scarce):
+            self._tell(state.reason)
+
+    def _tell(self, reason: str) -> None:
+        self._told = self._state.threshold
+        self._ledger.record(
+            ev.PlanChanged(
+                at_s=self._ledger.now(),
+                policy=self._resolved.scenario.policy.name,
+                threshold_tokens=round(self._told),
+                reason=reason,
+            )
+        )
+
+    # -- long term -------------------------------------------------------------------------------
+
+    async def _long(self, home: str) -> None:
+        while True:
+            await asyncio.sleep(self._long_s)
+            setting = self._setting()
+            if setting is None:
+                continue
+            prefill = [e for e in self._engines.values() if e.datacenter == home and e.role == "prefill"]
+            settings = self._settings
+            decision = replan(
+                setting,
+                len(prefill),
+                margin=settings.margin,
+                cost_s=settings.conversion,
+                period_s=settings.long,
+            )
+            self._follow(decision)
+            if decision.convert:
+                await self._convert(home, decision)
+
+    def _follow(self, decision: Decision) -> None:
+        planned = float(decision.threshold_tokens)
+        if abs(planned - self._state.planned) > _WORTH_TELLING * self._state.planned:
+            self._state = follow_plan(self._state, planned)
+            self._tell(f"long term: {decision.reason}")
+
+    def _setting(self) -> Setting | None:
+        """The planning problem of the last window; None while it is too thin."""
+        since_s = self._ledger.now() - self._window_s
+        while self._seen and self._seen[0][0] < since_s:
+            self._seen.popleft()
+        if len(self._seen) < _FEWEST:
+            return None
+        fleet = fleet_of(self._resolved.topology, folder=Path(self._resolved.source).parent)
+        setting = Setting(
+            fleet=fleet,
+            prompts=Discrete.of(tokens for _, tokens, _ in self._seen),
+            output_tokens=fmean(tokens for _, _, tokens in self._seen),
+            mode="exact",
+        )
+        rate_bps = self._carried.mean_rate_bps
+        scenario = self._resolved.scenario
+        return setting if rate_bps is None else with_rate(
+            setting, max(1.0, rate_bps / scenario.scale * scenario.time_scale)
+        )  # fmt: skip
+
+    async def _convert(self, home: str, decision: Decision) -> None:
+        """Drain, switch, rejoin. The engine takes nothing new from the decision on."""
+        role, other = ("decode", "prefill") if decision.convert > 0 else ("prefill", "decode")
+        candidates = [
+            e for e in self._engines.values() if e.datacenter == home and e.role == role and e.alive
+        ]
+        if len(candidates) < 2:
+            return
+        engine = min(candidates, key=lambda e: (e.waiting_s, len(e.orders), e.name))
+        began_s = self._ledger.now()
+        engine.draining = True
+        try:
+            while engine.orders:  # noqa: ASYNC110 - drains in seconds, and nobody else needs to know
+                await asyncio.sleep(self._short_s)
+            drained_s = self._ledger.now()
+            await asyncio.sleep(self._switch_s)
+            engine.become("prefill" if other == "prefill" else "decode")
+        finally:
+            engine.draining = False
+        self._ledger.record(
+            ev.RoleChanged(
+                at_s=self._ledger.now(),
+                engine=engine.name,
+                before=role,
+                after=other,
+                drain_s=drained_s - began_s,
+                switch_s=self._ledger.now() - drained_s,
+                reason=decision.reason,
+            )
+        )
+
+    def _observe(self, event: ev.Event) -> None:
+        if isinstance(event, ev.RequestSubmitted):
+            self._seen.append((event.at_s, event.prompt_tokens, event.output_tokens))
+        elif isinstance(event, ev.LinkSampled):
+            self._carried.add(event)
+
+
+def _shortest(engines: tuple[EngineView, ...], sites: list[str]) -> float:
+    """What the next prompt would wait for the idlest prefill engine of these sites."""
+    waits = [e.queued_s for e in engines if e.role == "prefill" and e.alive and e.datacenter in sites]
+    return min(waits, default=0.0)
+
+
+class _Egress:
+    """How much of their rate the links out of PrfaaS sites carry, smoothed over about ten samples."""
+
+    _SMOOTHING = 0.2
+
+    def __init__(self, sites: tuple[str, ...]) -> None:
+        self._sites = frozenset(sites)
+        self._last: dict[tuple[str, str], ev.LinkSampled] = {}
+        self._share: dict[tuple[str, str], float] = {}
+        self._rate: dict[tuple[str, str], float] = {}
+
+    @property
+    def utilization(self) -> float:
+        """Of the fullest."""
+        return min(1.0, max(self._share.values(), default=0.0))
+
+    @property
+    def mean_rate_bps(self) -> float | None:
+        """Of the narrowest, lately; None while none is known, or unshaped."""
+        return min(self._rate.values(), default=None)
+
+    def add(self, sample: ev.LinkSampled) -> None:
+        """Take in one reading."""
+        if sample.source not in self._sites or sample.configured_bps is None:
+            return
+        key = sample.link, sample.source
+        last, self._last[key] = self._last.get(key), sample
+        self._rate[key] = self._smooth(self._rate.get(key), sample.configured_bps)
+        if last is None or sample.at_s <= last.at_s or not sample.configured_bps:
+            return
+        bits = 8 * (sample.bytes_total - last.bytes_total)
+        share = bits / (sample.at_s - last.at_s) / sample.configured_bps
+        self._share[key] = self._smooth(self._share.get(key), share)
+
+    def _smooth(self, before: float | None, now: float) -> float:
+        return now if before is None else before + self._SMOOTHING * (now - before)
+
+
+def convertible(resolved: Resolved, datacenter: str) -> bool:
+    """Whether engines of a datacenter may have to change their role, so that they must have both."""
+    scenario, topology = resolved.scenario, resolved.topology
+    adapts = scenario.policy.name == "prfaas" and scenario.scheduler.convert and bool(topology.prfaas)
+    return adapts and scenario.engine.executor == "paced" and topology.local == (datacenter,)
+
+
+def scheduler_for(
+    resolved: Resolved, service: Service, engines: Mapping[str, Engine], ledger: Ledger
+) -> Scheduler | None:
+    """The loops of a run: only the `prfaas` policy has them, and only with profiles to reckon with."""
+    scenario = resolved.scenario
+    if scenario.policy.name != "prfaas" or not service.knows_costs or not resolved.topology.prfaas:
+        return None
+    return Scheduler(resolved, service, engines, ledger)
