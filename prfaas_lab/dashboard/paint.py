@@ -28,7 +28,7 @@ class Painter:
         self._colors: ColorSystem | None = COLOR_SYSTEMS.get(console.color_system or "")
         self._shown: list[Text] = []
         self._frames = 0
-        self._entered = False
+        self._entered = self._hung_up = False
 
     def enter(self) -> None:
         self._entered = True
@@ -64,5 +64,11 @@ class Painter:
         return "".join(parts)
 
     def _write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
+        """To the terminal while there is one: a closed one (SIGHUP) must not cost the run its results."""
+        if self._hung_up:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError:
+            self._hung_up = True

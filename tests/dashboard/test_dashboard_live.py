@@ -183,3 +183,17 @@ def test_a_link_that_changes_all_the_time_does_not_flood_the_lines() -> None:
 )
 def test_the_status_line_says_where_the_run_stands(seconds: float, words: str) -> None:
     assert words in status_line(ScreenState.of(e for e in EVENTS if e.at_s <= seconds)).plain
+
+
+class HungUp(io.StringIO):
+    """What a closed terminal says to whoever writes on."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_terminal_that_hangs_up_ends_the_drawing_not_the_run() -> None:
+    painter = Painter(Console(file=HungUp(), force_terminal=True, width=20, height=2))
+    painter.enter()
+    painter.paint([Text("still"), Text("here")])
+    painter.leave()
