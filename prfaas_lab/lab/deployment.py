@@ -243,9 +243,12 @@ class Foundation:
         )
 
     def _cache_bytes(self, datacenter: str) -> int:
-        """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do."""
+        """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do.
+
+        Paced engines keep none: their payloads stand for no tokens that could come again.
+        """
         scenario, site = self.resolved.scenario, self.resolved.topology.datacenters[datacenter]
-        if site.cache is None or scenario.cache == "off":
+        if site.cache is None or scenario.cache == "off" or scenario.engine.executor == "paced":
             return 0
         return int(site.cache * scenario.scale / (site.engines.prefill + site.engines.decode))
 
