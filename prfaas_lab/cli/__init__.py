@@ -22,6 +22,7 @@ COMMANDS = {
     "capacity": "sweep:capacity",
     "validate-sim": "validate_sim:validate_sim",
     "plan": "plan:plan",
+    "calibrate": "calibrate:calibrate",
     "validate": "files:validate",
     "schema": "files:schema",
     "cache-report": "cache_report:cache_report",

@@ -1,0 +1,37 @@
+"""`calibrate`: a profile of the real model on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from prfaas_lab.metrics.files import write_atomically
+from prfaas_lab.spec.scenario import Model
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A shipped tiny model.")] = "qwen3-next-tiny",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the profile to this file instead of the terminal.")
+    ] = None,
+    chunk: Annotated[int, typer.Option(min=64, help="Prefill chunk, in tokens.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Tries of each; the fastest counts.")] = 3,
+) -> None:
+    """Measure a real model on this machine: prefill and decode times and KVCache sizes, as a profile.
+
+    Name the file as a datacenter's `hardware:` to plan for it, or to pace or simulate engines by it.
+
+    \b
+    Next: prfaas-lab calibrate qwen3-next-tiny --out mine.yaml
+    """
+    from prfaas_lab.model.torch_calibrate import calibrate as measure  # torch is only needed here
+
+    profile = measure(Model(name=model), chunk_tokens=chunk, repeats=repeats)
+    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False, width=100)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomically(out, text)
