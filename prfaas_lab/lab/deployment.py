@@ -37,6 +37,7 @@ from prfaas_lab.lab.scheduler import convertible
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine
+from prfaas_lab.lab.watch_paths import watch_paths
 from prfaas_lab.lab.ways import Ways
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
@@ -140,11 +141,12 @@ class Foundation:
             await self._start_engines(stack)
             await self._measure_links()
             await sample_links(self.fabric, self.ledger)
+            ways = Ways(self.fabric)
             deployment = Deployment(
                 resolved=self.resolved,
                 fabric=self.fabric,
                 engines=self.engines,
-                service=self._service(route, model),
+                service=self._service(route, model, ways),
                 ledger=self.ledger,
                 conditions=self.conditions,
                 model=model,
@@ -153,6 +155,7 @@ class Foundation:
             async with meanwhile(
                 watch_links(self.fabric, self.ledger),
                 watch_engines(self.engines.values(), self.ledger),
+                watch_paths(self.engines.values(), self.resolved.topology, ways, self.ledger),
                 watch_machine(self.ledger),
                 *self._upkeep(deployment.service),
             ):
@@ -279,14 +282,14 @@ class Foundation:
                 remedy="quieten the machine, lower the rates (scale), or accept it with --allow-unfaithful",
             )
 
-    def _service(self, route: Route, model: ModelReady) -> Service:
+    def _service(self, route: Route, model: ModelReady, ways: Ways) -> Service:
         topology, scenario = self.resolved.topology, self.resolved.scenario
         return Service(
             engines=self.engines,
             datacenters=tuple(
                 DatacenterView(name=name, role=site.role) for name, site in topology.datacenters.items()
             ),
-            network=Ways(self.fabric),
+            network=ways,
             route=route,
             plan=plan_of(scenario.policy),
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,

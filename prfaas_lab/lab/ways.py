@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Protocol
 
 from prfaas_lab.fabric.network import DATA_PORT
 from prfaas_lab.fabric.shape import Shape
+from prfaas_lab.lab.egress import Estimate
 from prfaas_lab.router.values import PathView
 from prfaas_lab.spec.topology import Topology
 
@@ -43,6 +46,7 @@ class Ways:
             for pair in self._pairs
         }
         self._known: dict[tuple[str, str], tuple[tuple[Shape, ...], PathView]] = {}
+        self._estimates: dict[tuple[str, str], Estimate] = {}
 
     def data_address(self, source: str, destination: str) -> tuple[str, int]:
         """Host and port to dial from one engine to reach another's receiver."""
@@ -62,15 +66,50 @@ class Ways:
             return known[1]
         rates = [shape.rate_bps for shape in shapes[: len(there)] if shape.rate_bps is not None]
         rate_bps = min(rates, default=None)
-        view = PathView(
-            source=source,
-            destination=destination,
-            rate_bps=rate_bps,
-            rtt_s=sum(shape.delay_s for shape in shapes),
-            up=rate_bps != 0,
+        view = _estimated(
+            PathView(
+                source=source,
+                destination=destination,
+                rate_bps=rate_bps,
+                rtt_s=sum(shape.delay_s for shape in shapes),
+                up=rate_bps != 0,
+            ),
+            self._estimates.get((source, destination)),
         )
         self._known[source, destination] = shapes, view
         return view
+
+    def bottleneck(self, source: str, destination: str) -> tuple[str, str]:
+        """The narrowest direction of a link on the way: its name, and the end that sends."""
+        there, _ = self._hops[source, destination]
+        return min(there, key=lambda hop: _rate_bps(self._fabric.shape(*hop)))
+
+    def configured_bps(self, link: str, source: str) -> float | None:
+        """The rate of one direction of a link, as it is now."""
+        return self._fabric.shape(link, source).rate_bps
+
+    def learn(self, source: str, destination: str, estimate: Estimate) -> None:
+        """What the connections on the way between two datacenters tell now."""
+        pair = source, destination
+        if self._estimates.get(pair) != estimate:
+            self._estimates[pair] = estimate
+            self._known.pop(pair, None)
+
+
+def _rate_bps(shape: Shape) -> float:
+    return math.inf if shape.rate_bps is None else shape.rate_bps
+
+
+def _estimated(view: PathView, estimate: Estimate | None) -> PathView:
+    if estimate is None:
+        return view
+    room_bps = view.rate_bps or estimate.available_bps
+    return replace(
+        view,
+        utilization=min(1.0, estimate.throughput_bps / room_bps) if room_bps else 0.0,
+        available_bps=estimate.available_bps,
+        congested=estimate.congested,
+    )
 
 
 def _joined(topology: Topology, source: str, destination: str) -> bool:

@@ -26,6 +26,7 @@ from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.engine.stats import EngineStats
 from prfaas_lab.lab.cache_news import news_of
 from prfaas_lab.lab.cache_ports import CachePorts
+from prfaas_lab.lab.egress import told
 from prfaas_lab.lab.executors import batch_of, decode_executor, prefill_executor
 from prfaas_lab.lab.orders import (
     HANDOVER_BYTES,
@@ -139,7 +140,7 @@ class PrefillRole:
         return self._engine.stats
 
     async def _state(self, http: web.Request) -> web.Response:
-        return web.json_response(asdict(self.stats))
+        return web.json_response({**asdict(self.stats), "paths": told(self._sender.paths())})
 
     async def _prefill(self, http: web.Request) -> web.StreamResponse:
         order = PrefillOrder.model_validate_json(await http.read())

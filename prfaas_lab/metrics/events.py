@@ -191,6 +191,41 @@ class LinkSampled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PathSampled(Event):
+    """What an engine's kernel says of its connections to another engine, over the last 100 ms or so."""
+
+    source: str
+    destination: str
+    """Engines."""
+    link: str
+    link_source: str
+    """The direction of a link that is narrowest on the way."""
+    configured_bps: float | None
+    """Its rate now."""
+    egress_bps: float | None
+    """What it is estimated to give to all engines together; None until they asked for all it has."""
+    throughput_bps: float
+    """Acknowledged, headers included."""
+    available_bps: float | None
+    """What the way gives to this engine, by its own reckoning."""
+    backlogged: bool
+    """More was waiting throughout than a round trip carries."""
+    backlog_bytes: int
+    utilisation: float
+    congested: bool
+    loss: float
+    queueing_delay_s: float
+    rtt_s: float
+    min_rtt_s: float
+    connections: int
+    retransmits: int
+    delivery_rate_bps: float
+    cwnd_bytes: int
+    receiver_limited: float
+    buffer_limited: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkChanged(Event):
     """A live change took effect at `at_s`; `due_s` is when it was meant to."""
 

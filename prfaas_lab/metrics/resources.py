@@ -17,6 +17,7 @@ from prfaas_lab.metrics.events import (
     LinkMeasured,
     LinkSampled,
     MachineSampled,
+    PathSampled,
 )
 from prfaas_lab.metrics.percentiles import Sketch
 
@@ -47,6 +48,9 @@ class Direction:
     unshaped: bool = False
     changes: int = 0
     worst_late_s: float = 0.0
+    estimates: int = 0
+    estimate_errors: float = 0.0
+    """Sum of what the senders' estimates of its rate were off by, as shares of the rate configured then."""
 
     def measure(self, event: LinkMeasured) -> None:
         self.measured = event
@@ -55,6 +59,12 @@ class Direction:
     def change(self, event: LinkChanged) -> None:
         self.changes += 1
         self.worst_late_s = max(self.worst_late_s, event.at_s - event.due_s)
+
+    def estimate(self, event: PathSampled, stage: Stage) -> None:
+        """Only what is asked of a backlogged link says anything of its rate."""
+        if stage == "during" and event.backlogged and event.egress_bps and event.configured_bps:
+            self.estimates += 1
+            self.estimate_errors += abs(event.egress_bps / event.configured_bps - 1)
 
     def sample(self, event: LinkSampled, stage: Stage) -> None:
         if self.closed:

@@ -129,7 +129,10 @@ def _link(tally: Tally, name: str) -> Json:
     }
 
 
-_DIRECTION_KEYS = ("mean_bps", "utilization", "configured_bps", "measured_bps", "measured_rtt_ms")
+_DIRECTION_KEYS = (
+    "mean_bps", "utilization", "configured_bps", "measured_bps", "measured_rtt_ms", "egress_estimate_error",
+    "egress_estimates",
+)  # fmt: skip
 
 
 def _direction(tally: Tally, direction: Direction) -> Json:
@@ -145,6 +148,8 @@ def _direction(tally: Tally, direction: Direction) -> Json:
         "measured_bps": measured.measured_bps if measured else None,
         "configured_rtt_ms": measured.configured_rtt_ms if measured else None,
         "measured_rtt_ms": measured.measured_rtt_ms if measured else None,
+        "egress_estimate_error": _ratio(direction.estimate_errors, direction.estimates),
+        "egress_estimates": direction.estimates,
         "changes": direction.changes,
         "worst_change_late_ms": 1e3 * direction.worst_late_s,
     }

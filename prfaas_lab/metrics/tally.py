@@ -194,6 +194,9 @@ class Tally:
     def _link_sampled(self, event: ev.LinkSampled) -> None:
         self.direction(event.link, event.source).sample(event, self.stage)
 
+    def _path_sampled(self, event: ev.PathSampled) -> None:
+        self.direction(event.link, event.link_source).estimate(event, self.stage)
+
     def _link_changed(self, event: ev.LinkChanged) -> None:
         self.direction(event.link, event.source).change(event)
 
@@ -227,6 +230,7 @@ _FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
     ev.PlanChanged: Tally._plan,
     ev.LinkMeasured: Tally._link_measured,
     ev.LinkSampled: Tally._link_sampled,
+    ev.PathSampled: Tally._path_sampled,
     ev.LinkChanged: Tally._link_changed,
     ev.EngineStarted: Tally._engine_started,
     ev.EngineDied: Tally._engine_died,

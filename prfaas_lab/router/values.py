@@ -48,14 +48,22 @@ class DatacenterView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathView:
-    """The network way from one datacenter to another. `rate_bps` is None when unshaped."""
+    """The network way from one datacenter to another. `rate_bps` is None when unshaped.
+
+    `rate_bps` and `up` are as configured; the last three are what the senders' connections tell.
+    """
 
     source: str
     destination: str
     rate_bps: float | None
     rtt_s: float
-    utilization: float = 0.0
     up: bool = True
+    utilization: float = 0.0
+    """Share of the rate that was in use over the last second."""
+    available_bps: float | None = None
+    """What it was seen to give when asked for all it has; None until it was asked."""
+    congested: bool = False
+    """It is full, and it shows: a standing queue, or loss."""
 
 
 def prefill_rank(engine: EngineView) -> Rank:

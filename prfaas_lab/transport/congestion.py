@@ -59,6 +59,15 @@ class PathSample:
     """Share of the sent bytes that were sent again."""
     receiver_limited: float
     """Share of the busy time in which the receiver's window was the limit."""
+    buffer_limited: float = 0.0
+    """Share of the busy time in which the send buffer was the limit."""
+    delivery_rate_bps: float = 0.0
+    """The kernel's own estimate, summed over the connections."""
+    cwnd_bytes: int = 0
+    retransmits: int = 0
+    """Packets sent again in the interval."""
+    backlogged: bool = False
+    """More was waiting throughout than a round trip carries: the throughput is what the path gives."""
 
     @property
     def utilisation(self) -> float:
@@ -124,6 +133,8 @@ class _Interval:
     busy_s: float
     longest_busy_s: float
     receiver_limited_s: float
+    buffer_limited_s: float
+    retransmits: int
 
 
 class PathMonitor:
@@ -136,6 +147,7 @@ class PathMonitor:
     def __init__(self) -> None:
         self._before: Mapping[object, ConnectionSample] = {}
         self._before_at_s = 0.0
+        self._backlog_bytes = 0
         self._busy: deque[_Interval] = deque()
         self._available_bps: float | None = None
 
@@ -146,24 +158,30 @@ class PathMonitor:
         interval = _between(self._before, connections, at_s - self._before_at_s)
         self._before, self._before_at_s = connections, at_s
         throughput_bps = interval.wire_bytes * 8 / interval.span_s if interval.span_s > 0 else 0.0
-        self._learn(interval, throughput_bps)
+        asked_for_all = _asked_for_all(interval)
+        self._learn(interval, throughput_bps, asked_for_all)
         flowing = [c for c in connections.values() if c.in_flight_bytes] or list(connections.values())
+        rtt_s = sum(c.rtt_s for c in flowing) / max(1, len(flowing))
+        waiting_bytes, self._backlog_bytes = min(self._backlog_bytes, backlog_bytes), backlog_bytes
         return PathSample(
             at_s=at_s,
             connections=len(connections),
             throughput_bps=throughput_bps,
             available_bps=self._available_bps,
             backlog_bytes=backlog_bytes,
-            rtt_s=sum(c.rtt_s for c in flowing) / max(1, len(flowing)),
+            rtt_s=rtt_s,
             min_rtt_s=min((c.min_rtt_s for c in connections.values()), default=0.0),
-            loss=interval.retransmitted_bytes / interval.sent_bytes if interval.sent_bytes else 0.0,
-            receiver_limited=interval.receiver_limited_s / interval.busy_s if interval.busy_s else 0.0,
+            loss=_share(interval.retransmitted_bytes, interval.sent_bytes),
+            receiver_limited=_share(interval.receiver_limited_s, interval.busy_s),
+            buffer_limited=_share(interval.buffer_limited_s, interval.busy_s),
+            delivery_rate_bps=sum(c.delivery_rate_bps for c in connections.values()),
+            cwnd_bytes=sum(c.cwnd_bytes for c in connections.values()),
+            retransmits=interval.retransmits,
+            backlogged=asked_for_all and waiting_bytes > max(1.0, throughput_bps / 8 * rtt_s),
         )
 
-    def _learn(self, interval: _Interval, throughput_bps: float) -> None:
-        asked_for_all = interval.span_s > 0 and interval.longest_busy_s >= _BUSY * interval.span_s
-        held_back = interval.receiver_limited_s > interval.busy_s / 2
-        if asked_for_all and not held_back:
+    def _learn(self, interval: _Interval, throughput_bps: float, asked_for_all: bool) -> None:
+        if asked_for_all:
             self._busy.append(interval)
             while sum(i.span_s for i in self._busy) - self._busy[0].span_s >= _BUSY_WINDOW_S:
                 self._busy.popleft()
@@ -173,6 +191,16 @@ class PathMonitor:
             self._busy.clear()
             if self._available_bps is not None:
                 self._available_bps = max(self._available_bps, throughput_bps)
+
+
+def _asked_for_all(interval: _Interval) -> bool:
+    """Bytes were in flight throughout, and the receiver took them."""
+    held_back = interval.receiver_limited_s > interval.busy_s / 2
+    return interval.span_s > 0 and interval.longest_busy_s >= _BUSY * interval.span_s and not held_back
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _between(
@@ -187,6 +215,8 @@ def _between(
         busy_s=sum(b.busy_s - a.busy_s for a, b in pairs),
         longest_busy_s=max((b.busy_s - a.busy_s for a, b in pairs), default=0.0),
         receiver_limited_s=sum(b.receiver_limited_s - a.receiver_limited_s for a, b in pairs),
+        buffer_limited_s=sum(b.buffer_limited_s - a.buffer_limited_s for a, b in pairs),
+        retransmits=sum(b.retransmits - a.retransmits for a, b in pairs),
     )
 
 

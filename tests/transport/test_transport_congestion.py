@@ -105,3 +105,9 @@ def test_a_real_connection_reads_sensibly():
     assert 0 < sample.min_rtt_s <= sample.rtt_s + 0.1
     assert sample.cwnd_bytes >= sample.mss_bytes > 500
     assert sample.retransmitted_bytes == 0
+
+
+def test_a_path_is_backlogged_only_while_more_waits_than_a_round_trip_carries():
+    assert watch(PathMonitor(), 80e6, range(10), backlog_bytes=10_000_000).backlogged
+    assert not watch(PathMonitor(), 80e6, range(10), backlog_bytes=50_000).backlogged
+    assert not watch(PathMonitor(), 80e6, range(10), backlog_bytes=10_000_000, busy=0.5).backlogged
