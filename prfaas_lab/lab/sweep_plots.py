@@ -22,7 +22,8 @@ def plot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: Path) -
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LabError("plots need matplotlib", where="--plots", remedy="pip install prfaas-lab[plots]") from error
+        remedy = "pip install prfaas-lab[plots]"
+        raise LabError("plots need matplotlib", where="--plots", remedy=remedy) from error
     along, *others = keys
     texts = list(dict.fromkeys(row[along] for row in rows))
     places = _places(texts)
