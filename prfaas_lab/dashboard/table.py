@@ -134,7 +134,7 @@ def _legs(summary: Summary) -> Table:
 
 
 def _links(summary: Summary) -> Table:
-    heads = ("spec", "measured", "RTT/spec", "carried", "mean", "use", "drops")
+    heads = ("spec", "measured", "RTT/spec", "carried", "mean", "use", "drops", "resent")
     table = _table("link", *heads)
     for name, link in summary["links"].items():
         for source, way in link["directions"].items():
@@ -148,6 +148,7 @@ def _links(summary: Summary) -> Table:
                 st.rate(way["mean_bps"]),
                 "-" if use is None else f"{use:.1%}",
                 str(way["dropped"]),
+                "-" if way.get("retransmitted") is None else str(way["retransmitted"]),
             )
     return table
 

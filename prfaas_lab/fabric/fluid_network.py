@@ -138,6 +138,9 @@ class FluidNetwork:
             backlog_bytes=0,
         )
 
+    def retransmitted_segments(self, datacenter: str) -> None:
+        """A fluid has no segments."""
+
     # -- cross traffic ----------------------------------------------------------------------------
 
     def start_traffic(self, link: str, source: str, traffic: float | str) -> float:

@@ -113,14 +113,12 @@ class Fabric:
         """Totals of one direction since the network came up."""
         return self._shaper.counters(*self._known(link, source))
 
-    def retransmitted_segments(self, datacenter: str) -> int:
+    def retransmitted_segments(self, datacenter: str) -> int | None:
         """TCP segments that a datacenter's nodes have sent again since the network came up. The kernel
-        counts them per namespace, so this sums over all links that leave the datacenter."""
-        return sum(
-            counters.retransmitted
-            for name, counters in self._tcp.items()
-            if self.nodes[name].datacenter == datacenter
-        )
+        counts them per namespace, so this sums over all links that leave the datacenter. None when the
+        nodes have no namespaces of their own (relay)."""
+        counted = [tcp for name, tcp in self._tcp.items() if self.nodes[name].datacenter == datacenter]
+        return sum(tcp.retransmitted for tcp in counted) if counted else None
 
     def close(self) -> None:
         """Let go of the files that are kept open for counting."""

@@ -14,6 +14,8 @@ from prfaas_lab.lab.stages import read_stages
 from prfaas_lab.router.values import EngineView, Role
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
+_ASK_TIMEOUT_S = 120.0
+"""One generation of a prompt and its output, on a machine whose cores are all taken."""
 _STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 
@@ -56,15 +58,17 @@ class ControlClient:
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(f"cannot be reached ({error})", where=self.name) from error
 
-    async def ask(self, path: str, order: BaseModel) -> dict[str, Any]:
-        """POST an order that has one answer. Raises EngineError."""
+    async def ask(self, path: str, order: BaseModel, *, timeout_s: float = _ASK_TIMEOUT_S) -> dict[str, Any]:
+        """POST an order that has one answer. Raises EngineError, also when none comes in time."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._session.post(
-                path, data=order.model_dump_json(), timeout=_NO_TIMEOUT
-            ) as response:
+            async with self._session.post(path, data=order.model_dump_json(), timeout=timeout) as response:
                 await self._refuse_errors(response)
                 answer: dict[str, Any] = await response.json()
                 return answer
+        except TimeoutError as error:
+            words = f"did not answer {path} within {timeout_s:g} s"
+            raise EngineError(words, where=self.name, remedy="see its log beside the summary") from error
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(f"cannot be reached ({error})", where=self.name) from error
 

@@ -28,7 +28,11 @@ class Links(Protocol):
 
     def shape(self, link: str, source: str) -> Shape: ...
 
+    def nominal_bps(self, link: str, source: str) -> float | None: ...
+
     def counters(self, link: str, source: str) -> Counters: ...
+
+    def retransmitted_segments(self, datacenter: str) -> int | None: ...
 
 
 async def watch_links(fabric: Fabric, ledger: Ledger) -> None:
@@ -47,6 +51,7 @@ async def sample_links(fabric: Fabric, ledger: Ledger) -> None:
 def read_links(fabric: Links, ledger: Ledger) -> list[ev.LinkSampled]:
     """What every direction has carried until now."""
     samples = []
+    retransmitted = {source: fabric.retransmitted_segments(source) for _, source in fabric.directions}
     for link, source in fabric.directions:
         counters = fabric.counters(link, source)
         samples.append(
@@ -54,11 +59,12 @@ def read_links(fabric: Links, ledger: Ledger) -> list[ev.LinkSampled]:
                 at_s=ledger.now(),
                 link=link,
                 source=source,
-                configured_bps=fabric.shape(link, source).rate_bps,
+                configured_bps=fabric.nominal_bps(link, source),
                 bytes_total=counters.bytes_total,
                 packets_total=counters.packets_total,
                 dropped_total=counters.dropped_total,
                 backlog_bytes=counters.backlog_bytes,
+                retransmitted_total=retransmitted[source],
             )
         )
     return samples

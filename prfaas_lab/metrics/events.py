@@ -177,7 +177,8 @@ class LinkMeasured(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSampled(Event):
-    """Counters of one direction of a link since the run's start, and its configured rate now."""
+    """Counters of one direction of a link since the run's start, and its configured rate now: no more
+    than what its source's egress cap leaves it."""
 
     link: str
     source: str
@@ -188,6 +189,10 @@ class LinkSampled(Event):
     backlog_bytes: int
     rtt_ms: float | None = None
     """Round trip seen lately, where somebody watches it."""
+    retransmitted_total: int | None = None
+    """TCP segments that the source datacenter's nodes have sent again. The kernel counts them per
+    namespace: over all links that leave the datacenter (each link's samples say the same), and within
+    it. None where nothing counts them (relay, simulation)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

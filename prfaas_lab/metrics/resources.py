@@ -110,8 +110,16 @@ class Direction:
         return self._since("dropped_total")
 
     @property
+    def retransmitted_segments(self) -> int | None:
+        """TCP segments sent again by the source datacenter's nodes, over all its links; None where nothing
+        counts them."""
+        if self.last is None or self.last.retransmitted_total is None:
+            return None
+        return self._since("retransmitted_total")
+
+    @property
     def configured_bps(self) -> float | None:
-        """The rate of its spec, at the start; None when unshaped or never seen."""
+        """The rate of its spec or its egress cap, at the start; None when unshaped or never seen."""
         first = self.measured or self.base or self.last
         return first.configured_bps if first else None
 
@@ -126,7 +134,7 @@ class Direction:
         if self.last is None or self.last is self.base:
             return 0
         total: int = getattr(self.last, counter)
-        return total - (getattr(self.base, counter) if self.base else 0)
+        return total - ((getattr(self.base, counter) or 0) if self.base else 0)
 
 
 @dataclass(slots=True, kw_only=True)

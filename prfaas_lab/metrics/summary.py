@@ -141,6 +141,7 @@ def _direction(tally: Tally, direction: Direction) -> Json:
         "bytes": direction.carried_bytes,
         "packets": direction.carried_packets,
         "dropped": direction.dropped_packets,
+        "retransmitted": direction.retransmitted_segments,
         "mean_bps": _ratio(8 * direction.carried_bytes, tally.duration_s),
         "peak_bps": direction.peak_bps,
         "utilization": direction.utilization,

@@ -133,6 +133,7 @@ class FakeRun:
             at_s=at, link="wan", source=source, configured_bps=40e6 if narrow else LINK_BPS,
             bytes_total=total, packets_total=total // 1400, dropped_total=3 if at > 20 else 0,
             backlog_bytes=self.random.randrange(200_000) if source == "east" else 0,
+            retransmitted_total=11 if at > 20 else 7,
         )  # fmt: skip
 
     def _engine_sample(self, at: float, name: str) -> ev.EngineSampled:

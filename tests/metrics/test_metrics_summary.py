@@ -243,6 +243,14 @@ def test_a_dead_engine_makes_a_run_suspect() -> None:
     assert summarize(tally)["engines"]["west-d0"]["died"] == "signal 9"
 
 
+def test_retransmissions_count_as_drops_do_for_the_workload_only() -> None:
+    events = FakeRun().events()
+    ways = summarize(Tally.of(events))["links"]["wan"]["directions"]
+    assert {way["retransmitted"] for way in ways.values()} == {4}  # 7 of 11 were before it
+    uncounted = [replace(e, retransmitted_total=None) if isinstance(e, ev.LinkSampled) else e for e in events]
+    assert summarize(Tally.of(uncounted))["links"]["wan"]["directions"]["east"]["retransmitted"] is None
+
+
 def test_samples_after_the_workload_do_not_dilute_it() -> None:
     events = FakeRun().events()
     idle = [replace(e, at_s=1000.0 + e.at_s) for e in events if isinstance(e, ev.EngineSampled)]
