@@ -18,6 +18,6 @@ async def test_a_process_that_never_answers_is_given_up_in_words(tmp_path: Path)
     path = str(tmp_path / "sock")
     order = VerifyOrder(request_id="r0", prompt=(1,), tokens=(2,))
     async with await asyncio.start_unix_server(silent, path), ControlClient("verifier-0", path) as client:
-        with pytest.raises(EngineError, match="did not answer /verify within 0.05 s") as given_up:
+        with pytest.raises(EngineError, match=r"did not answer /verify within 0\.05 s") as given_up:
             await client.ask("/verify", order, timeout_s=0.05)
     assert "verifier-0" in str(given_up.value)
