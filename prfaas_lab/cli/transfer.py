@@ -46,7 +46,7 @@ def transfer_bench(
     """Measure KVCache transfer: goodput as a share of the link, CPU seconds per GB, exposed time.
 
     Sender and receiver run in namespaces of their own, over links shaped as runs shape them; iperf3
-    (where installed) and Mooncake (with --mooncake; scripts/bench/transport.py installs it) take the
+    (where installed) and Mooncake (with --mooncake; scripts/bench transport installs it) take the
     very same way. Compare the ratios of one run: a shared machine's speed drifts.
     """
     reexec_in_userns()

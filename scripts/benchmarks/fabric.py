@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Bench of the emulated network: `scripts/bench/fabric.py {follow,bring-up} [options]`.
+"""Bench of the emulated network: `scripts/bench fabric {follow,bring-up} [options]`.
 
 follow    four links vary at once (step, sine, Ornstein-Uhlenbeck, a mahimahi trace) while each is
           flooded: configured against measured rate, second by second, and how late changes were made.
