@@ -42,6 +42,8 @@ class NetemShaper:
     """Every link is a veth pair; both ends are shaped by the kernel."""
 
     name = "netem"
+    pid = None
+    """The kernel carries the packets."""
 
     def __init__(self) -> None:
         self._netlinks: dict[str, Netlink] = {}

@@ -107,6 +107,11 @@ class Fabric:
         limits = (self.shape(link, source).rate_bps, self.egress_bps(source))
         return min((limit for limit in limits if limit is not None), default=None)
 
+    @property
+    def shaper_pid(self) -> int | None:
+        """The process that carries the packets; None when the kernel does."""
+        return self._shaper.pid
+
     # -- counting --------------------------------------------------------------------------------
 
     def counters(self, link: str, source: str) -> Counters:

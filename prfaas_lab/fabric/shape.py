@@ -99,6 +99,10 @@ class LinkControl(Protocol):
 
     name: str
 
+    @property
+    def pid(self) -> int | None:
+        """The process that carries the packets; None when there is none."""
+
     def check(self, shape: Shape) -> None:
         """Raises FabricError when this shaper cannot do what the shape asks."""
 

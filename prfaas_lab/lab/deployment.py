@@ -36,7 +36,7 @@ from prfaas_lab.lab.replication import replicate
 from prfaas_lab.lab.scheduler import convertible
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.versions import versions
-from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine
+from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine, watch_shaper
 from prfaas_lab.lab.watch_paths import watch_paths
 from prfaas_lab.lab.ways import Ways
 from prfaas_lab.metrics import events as ev
@@ -157,6 +157,7 @@ class Foundation:
                 watch_engines(self.engines.values(), self.ledger),
                 watch_paths(self.engines.values(), self.resolved.topology, ways, self.ledger),
                 watch_machine(self.ledger),
+                watch_shaper(self.fabric.shaper_pid, self.ledger),
                 *self._upkeep(deployment.service),
             ):
                 yield deployment

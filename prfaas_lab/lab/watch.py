@@ -11,6 +11,7 @@ from typing import Protocol
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.shape import Counters, Shape
+from prfaas_lab.lab.cpu_times import cpu_times
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
@@ -89,6 +90,8 @@ async def _sample_engine(engine: Engine, ledger: Ledger) -> None:
         state = await engine.client.state()
     except EngineError:
         return
+    started = ledger.tally.engine(engine.name).started
+    cpu_s, waited_s = (cpu_times(started.pid) if started and started.pid else None) or (None, None)
     ledger.record(
         ev.EngineSampled(
             at_s=ledger.now(),
@@ -97,8 +100,19 @@ async def _sample_engine(engine: Engine, ledger: Ledger) -> None:
             running=state["running"],
             busy_s=state["busy_s"],
             tokens_total=state["tokens_total"],
+            cpu_s=cpu_s,
+            waited_s=waited_s,
         )
     )
+
+
+async def watch_shaper(pid: int | None, ledger: Ledger) -> None:
+    """What the shaper's process gets of the CPUs, for as long as it is left to run or lives. A kernel
+    shaper has no process."""
+    while pid is not None and (times := cpu_times(pid)) is not None:
+        cpu_s, waited_s = times
+        ledger.record(ev.ShaperSampled(at_s=ledger.now(), cpu_s=cpu_s, waited_s=waited_s))
+        await asyncio.sleep(ENGINE_INTERVAL_S)
 
 
 async def watch_machine(ledger: Ledger) -> None:

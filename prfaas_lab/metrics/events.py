@@ -40,6 +40,8 @@ class RunStarted(Event):
     the receiver, and their number with the layout's prediction."""
     cpu_tolerance: float = 0.95
     timer_lag_tolerance_s: float = 0.02
+    shaper_wait_tolerance: float = 0.02
+    engine_wait_tolerance: float = 0.25
     datacenters: tuple[tuple[str, str], ...] = ()
     """(name, role) of each datacenter."""
     engines: tuple[tuple[str, str, str], ...] = ()
@@ -249,6 +251,18 @@ class EngineSampled(Event):
     running: int
     busy_s: float
     tokens_total: int
+    cpu_s: float | None = None
+    waited_s: float | None = None
+    """On a CPU, and runnable but waiting for one, summed over its threads; None where not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShaperSampled(Event):
+    """CPU time of the process that carries the packets (none with netem), and its waiting for a CPU:
+    packets are late by that. Both since it began."""
+
+    cpu_s: float
+    waited_s: float
 
 
 CACHE_COUNTS = (

@@ -38,6 +38,7 @@ def judge(tally: Tally, totals: Totals | None = None) -> Fidelity:
     invalid = [*_mismatches(tally), *_losses(tally, totals), *_bypasses(tally, totals)]
     suspect = [
         *_strained_machine(tally),
+        *_starved_processes(tally),
         *_bunched_tokens(tally),
         *_links_off_spec(tally),
         *_late_changes(tally),
@@ -93,6 +94,25 @@ def _strained_machine(tally: Tally) -> Iterator[str]:
     if lag is not None and lag > run.timer_lag_tolerance_s:
         limit = format_duration(run.timer_lag_tolerance_s)
         yield f"p99 timer lag of the controller was {format_duration(lag)} (tolerance {limit})"
+
+
+def _starved_processes(tally: Tally) -> Iterator[str]:
+    """What waits for a CPU is late: packets in the shaper, tokens in the engines."""
+    run = tally.run or _NOTHING_SAID
+    shaper, engines = tally.shaper_process, tally.engines.values()
+    if (taken := shaper.cpu_fraction) is not None and taken > run.cpu_tolerance:
+        yield f"the shaper took {taken:.0%} of a CPU (tolerance {run.cpu_tolerance:.0%})"
+    if (waited := shaper.wait_fraction) is not None and waited > run.shaper_wait_tolerance:
+        limit = f"{run.shaper_wait_tolerance:.1%}"
+        yield f"the shaper waited for a CPU {waited:.1%} of the time (tolerance {limit})"
+    waits = {engine.name: engine.cpu.wait_fraction or 0.0 for engine in engines}
+    starved = [name for name, waited in waits.items() if waited > run.engine_wait_tolerance]
+    if starved:
+        worst, limit = max(starved, key=waits.__getitem__), f"{run.engine_wait_tolerance:.0%}"
+        yield (
+            f"{_count(len(starved), 'engine')} waited for a CPU, {worst} {waits[worst]:.0%} of the time"
+            f" (tolerance {limit})"
+        )
 
 
 def _bunched_tokens(tally: Tally) -> Iterator[str]:

@@ -137,6 +137,38 @@ class Direction:
         return total - ((getattr(self.base, counter) or 0) if self.base else 0)
 
 
+@dataclass(slots=True)
+class CpuUse:
+    """What a process got of the CPUs during the workload."""
+
+    base: tuple[float, float, float] | None = None
+    """(at_s, on a CPU, waiting for one) at the last sample before the workload, or else its first."""
+    last: tuple[float, float, float] | None = None
+
+    def sample(self, at_s: float, cpu_s: float | None, waited_s: float | None, stage: Stage) -> None:
+        if cpu_s is None or waited_s is None or stage == "after":
+            return
+        self.last = (at_s, cpu_s, waited_s)
+        if stage == "before" or self.base is None:
+            self.base = self.last
+
+    @property
+    def cpu_fraction(self) -> float | None:
+        """Cores' worth of CPU time; None when it was not sampled twice."""
+        return self._share(1)
+
+    @property
+    def wait_fraction(self) -> float | None:
+        """Time that it was runnable but waited for a CPU, of the workload's (over 1 when several threads
+        wait); None when it was not sampled twice."""
+        return self._share(2)
+
+    def _share(self, which: int) -> float | None:
+        if self.base is None or self.last is None or self.last[0] <= self.base[0]:
+            return None
+        return max(0.0, self.last[which] - self.base[which]) / (self.last[0] - self.base[0])
+
+
 @dataclass(slots=True, kw_only=True)
 class Engine:
     """One engine process."""
@@ -146,9 +178,11 @@ class Engine:
     died: EngineDied | None = None
     last: EngineSampled | None = None
     base: EngineSampled | None = None
+    cpu: CpuUse = field(default_factory=CpuUse)
     closed: bool = False
 
     def sample(self, event: EngineSampled, stage: Stage) -> None:
+        self.cpu.sample(event.at_s, event.cpu_s, event.waited_s, stage)
         if self.closed:
             return
         if stage == "before":

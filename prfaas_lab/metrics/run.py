@@ -31,6 +31,8 @@ def run_started(
         verify_what="payload" if paced else "tokens",
         cpu_tolerance=scenario.tolerance.cpu,
         timer_lag_tolerance_s=scenario.tolerance.timer_lag,
+        shaper_wait_tolerance=scenario.tolerance.shaper_wait,
+        engine_wait_tolerance=scenario.tolerance.engine_wait,
         datacenters=tuple((name, site.role) for name, site in topology.datacenters.items()),
         engines=tuple(
             (engine, name, role)

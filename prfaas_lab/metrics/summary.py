@@ -7,7 +7,7 @@ from typing import Any
 
 from prfaas_lab.metrics.fidelity import judge
 from prfaas_lab.metrics.percentiles import Samples, Statistics
-from prfaas_lab.metrics.resources import Direction, Engine
+from prfaas_lab.metrics.resources import CpuUse, Direction, Engine
 from prfaas_lab.metrics.tally import Tally
 from prfaas_lab.metrics.totals import Totals
 
@@ -36,6 +36,7 @@ def summarize(tally: Tally) -> Json:
         "cache": tally.caches.report(tally.sites),
         "links": {name: _link(tally, name) for name in _link_names(tally)},
         "engines": {name: _engine(tally, engine) for name, engine in sorted(tally.engines.items())},
+        "shaper_process": _cpu_use(tally.shaper_process),
         "machine": {
             "mean_cpu_fraction": tally.machine.cpu.statistics().mean,
             "p99_timer_lag_ms": _ms(tally.machine.timer_lag.percentile(99)),
@@ -164,9 +165,14 @@ def _engine(tally: Tally, engine: Engine) -> Json:
         "netns": started.netns if started else None,
         "pid": started.pid if started else None,
         "busy_fraction": engine.busy_fraction(tally.started_s or 0.0),
+        **_cpu_use(engine.cpu),
         "tokens": engine.tokens,
         "died": engine.died.exit_status if engine.died else None,
     }
+
+
+def _cpu_use(use: CpuUse) -> Json:
+    return {"cpu_fraction": use.cpu_fraction, "wait_fraction": use.wait_fraction}
 
 
 def _failures(totals: Totals) -> list[Json]:

@@ -17,7 +17,7 @@ from prfaas_lab.metrics.caches import Caches
 from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.percentiles import Samples
 from prfaas_lab.metrics.requests import RequestRecord
-from prfaas_lab.metrics.resources import Direction, Engine, Machine, Stage
+from prfaas_lab.metrics.resources import CpuUse, Direction, Engine, Machine, Stage
 from prfaas_lab.metrics.steady import Window
 from prfaas_lab.metrics.totals import Totals
 
@@ -53,6 +53,7 @@ class Tally:
         self.directions: dict[tuple[str, str], Direction] = {}
         self.engines: dict[str, Engine] = {}
         self.machine = Machine()
+        self.shaper_process = CpuUse()
         self.caches = Caches()
         self.started_s: float | None = None
         self.ended_s: float | None = None
@@ -216,6 +217,9 @@ class Tally:
     def _cache_copied(self, event: ev.CacheCopied) -> None:
         self.caches.copied(event)
 
+    def _shaper_sampled(self, event: ev.ShaperSampled) -> None:
+        self.shaper_process.sample(event.at_s, event.cpu_s, event.waited_s, self.stage)
+
     def _machine(self, event: ev.MachineSampled) -> None:
         self.machine.sample(event, self.stage)
 
@@ -238,4 +242,5 @@ _FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
     ev.CacheSampled: Tally._cache_sampled,
     ev.CacheCopied: Tally._cache_copied,
     ev.MachineSampled: Tally._machine,
+    ev.ShaperSampled: Tally._shaper_sampled,
 }

@@ -162,6 +162,8 @@ class Tolerance(Spec):
     rtt_slack: Duration = Field(default=0.001, description="... plus this much")
     cpu: Fraction = Field(default=0.95, description="mean CPU use of the machine that is still believed")
     timer_lag: Duration = Field(default=0.02, description="p99 lag of the controller's timers")
+    shaper_wait: Fraction = Field(default=0.02, description="share of the time the shaper waits for a CPU")
+    engine_wait: Fraction = Field(default=0.25, description="share of the time an engine waits for a CPU")
 
 
 def _is_inline(value: Any) -> str:

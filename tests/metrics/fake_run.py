@@ -118,6 +118,7 @@ class FakeRun:
     def _samples(self) -> Iterator[ev.Event]:
         for tick in range(1, math.ceil((self.end_s - 100 - 8) * 2) + 1):
             at = 8 + tick / 2
+            yield ev.ShaperSampled(at_s=at, cpu_s=at / 10, waited_s=at / 1000)
             yield ev.MachineSampled(at_s=at, cpu_fraction=self.random.uniform(0.4, 0.8), timer_lag_s=0.002)
             for source in ("east", "west"):
                 yield self._link_sample(at, source, base=1_000_000)
@@ -143,7 +144,7 @@ class FakeRun:
         done = sum(count * min(1.0, max(0.0, (at - a) / max(b - a, 1e-6))) for _, a, b, count in mine)
         return ev.EngineSampled(
             at_s=at, engine=name, queued=self.random.randrange(3), running=running,
-            busy_s=min(busy, at - 8), tokens_total=int(done),
+            busy_s=min(busy, at - 8), tokens_total=int(done), cpu_s=at / 2, waited_s=at / 20,
         )  # fmt: skip
 
     def _end(self) -> Iterator[ev.Event]:

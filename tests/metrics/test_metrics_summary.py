@@ -183,6 +183,16 @@ SUSPECT = {
     "timer lag of the controller was 50ms (tolerance 20ms)": lambda e: (
         replace(e, timer_lag_s=0.05) if isinstance(e, ev.MachineSampled) else None
     ),
+    "the shaper waited for a CPU 3.0% of the time (tolerance 2.0%)": lambda e: (
+        replace(e, waited_s=0.03 * e.at_s) if isinstance(e, ev.ShaperSampled) else None
+    ),
+    "the shaper took 99% of a CPU (tolerance 95%)": lambda e: (
+        replace(e, cpu_s=0.99 * e.at_s) if isinstance(e, ev.ShaperSampled) else None
+    ),
+    "1 engine waited for a CPU, west-d0 60% of the time (tolerance 25%)": lambda e: (
+        replace(e, waited_s=0.6 * e.at_s)
+        if isinstance(e, ev.EngineSampled) and e.engine == "west-d0" else None
+    ),
     "goodput 80Mbit": lambda e: (
         replace(e, reasons=("goodput 80Mbit of 100Mbit",)) if isinstance(e, ev.LinkMeasured) else None
     ),
@@ -249,6 +259,20 @@ def test_retransmissions_count_as_drops_do_for_the_workload_only() -> None:
     assert {way["retransmitted"] for way in ways.values()} == {4}  # 7 of 11 were before it
     uncounted = [replace(e, retransmitted_total=None) if isinstance(e, ev.LinkSampled) else e for e in events]
     assert summarize(Tally.of(uncounted))["links"]["wan"]["directions"]["east"]["retransmitted"] is None
+
+
+def test_what_the_processes_got_of_the_cpus_is_told_for_the_workload_only() -> None:
+    events = FakeRun().events()
+    before = ev.ShaperSampled(at_s=7.0, cpu_s=0.7, waited_s=0.007)
+    after = ev.ShaperSampled(at_s=1e6, cpu_s=9e9, waited_s=9e9)
+    summary = summarize(Tally.of([before, *events, after]))
+    assert summary["shaper_process"] == {
+        "cpu_fraction": pytest.approx(0.1), "wait_fraction": pytest.approx(0.001)
+    }  # fmt: skip
+    assert summary["engines"]["west-d0"]["cpu_fraction"] == pytest.approx(0.5)
+    assert summary["engines"]["west-d0"]["wait_fraction"] == pytest.approx(0.05)
+    kernel_shaped = [e for e in events if not isinstance(e, ev.ShaperSampled)]
+    assert summarize(Tally.of(kernel_shaped))["shaper_process"]["wait_fraction"] is None
 
 
 def test_samples_after_the_workload_do_not_dilute_it() -> None:
