@@ -7,8 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prfaas_lab.errors import LabError
+from prfaas_lab.metrics.files import write_requests, write_summary
+from prfaas_lab.metrics.summary import summarize
+from prfaas_lab.metrics.tally import Tally
 from prfaas_lab.spec.dump import dump
 from prfaas_lab.spec.scenario import Resolved
 
@@ -37,6 +41,20 @@ def results_in(directory: Path, resolved: Resolved) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def write_results(
+    directory: Path, tally: Tally, *, stopped: str | None = None, fault: str | None = None
+) -> dict[str, Any]:
+    """Write and return the summary, and write the requests beside it. A `fault` cut the run short: what
+    it measured until then is told, but not to be believed."""
+    summary = {**summarize(tally), "stopped": stopped, "fault": fault}
+    if fault is not None:
+        reasons = [f"a fault ended the run: {fault}", *summary["fidelity"]["reasons"]]
+        summary["fidelity"] = {"verdict": "INVALID", "reasons": reasons}
+    write_requests(directory / "requests.jsonl", tally.requests.values())
+    write_summary(directory / "summary.json", summary)
+    return summary
 
 
 def _lock(lock: int, directory: Path) -> None:

@@ -14,11 +14,10 @@ import uvloop
 
 from prfaas_lab.lab.deployment import Deployment, Foundation, Options, bring_up
 from prfaas_lab.lab.faults import the_fault
-from prfaas_lab.lab.results import results_in
+from prfaas_lab.lab.results import results_in, write_results
 from prfaas_lab.metrics import events as ev
-from prfaas_lab.metrics.files import EventWriter, write_requests, write_summary
+from prfaas_lab.metrics.files import EventWriter
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import Route, policy
 from prfaas_lab.spec.scenario import Resolved
 
@@ -58,7 +57,8 @@ def run_session(resolved: Resolved, options: Options, screen: Screen, work: Work
     """Run it, blocking; the outcome also lies in `options.out` as files (architecture.md).
 
     Whatever happens, nothing is left on the machine. Raises LabError when the run could not be
-    brought up, or its network broke down; what happened until then is in `events.jsonl`.
+    brought up, or its network broke down; what happened until then is in `events.jsonl`, and if
+    requests were served already, in a summary that is INVALID and names the `fault`.
     """
     route = policy(resolved.scenario.policy.name)  # before anything is made: a wrong name costs nothing
     with results_in(options.out, resolved):
@@ -78,11 +78,12 @@ def _run(resolved: Resolved, options: Options, screen: Screen, work: Work, route
                 stopped = uvloop.run(_Session(foundation, work).main(shown, route))
         except KeyboardInterrupt as interrupt:
             stopped = str(interrupt) or "SIGINT"
+        except Exception as error:
+            if ledger.tally.started_s is not None:
+                write_results(options.out, ledger.tally, fault=str(error))
+            raise
         ledger.record(ev.PhaseChanged(at_s=ledger.now(), name="done"))
-    summary = {**summarize(ledger.tally), "stopped": stopped}
-    write_requests(options.out / "requests.jsonl", ledger.tally.requests.values())
-    write_summary(options.out / "summary.json", summary)
-    return Outcome(summary=summary, stopped=stopped)
+    return Outcome(summary=write_results(options.out, ledger.tally, stopped=stopped), stopped=stopped)
 
 
 @dataclass(slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from prfaas_lab.errors import LabError
-from prfaas_lab.lab.results import results_in
+from prfaas_lab.lab.results import results_in, write_results
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.tally import Tally
 from prfaas_lab.spec.load import load_scenario
 
 RESOLVED = load_scenario(Path(__file__).with_name("few.yaml"))
@@ -37,3 +40,15 @@ def test_a_place_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None
         with pytest.raises(LabError, match="cannot be written") as refused, results_in(place, RESOLVED):
             pytest.fail("written")
         assert str(place) in str(refused.value)
+
+
+def test_a_fault_in_mid_run_leaves_an_invalid_summary_that_names_it(tmp_path: Path) -> None:
+    submitted = ev.RequestSubmitted(at_s=1.0, request_id="r0", prompt_tokens=5, output_tokens=2)
+    tally = Tally.of([ev.PhaseChanged(at_s=0.5, name="running"), submitted])
+    write_results(tmp_path, tally, fault="tun process: pid 7 has ended")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["fault"] == "tun process: pid 7 has ended"
+    assert summary["fidelity"]["verdict"] == "INVALID"
+    assert summary["fidelity"]["reasons"][0] == "a fault ended the run: tun process: pid 7 has ended"
+    assert summary["submitted"] == 1
+    assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 1
