@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from prfaas_lab.fabric.namespaces import create, delete
+
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S, RUN_TIMEOUT_S = 120, 240
 
@@ -180,14 +182,14 @@ def test_clean_removes_what_a_killed_run_left_and_nothing_else(
     running.wait()
     assert left_by(tmp_path), "a killed run cannot have tidied up"
     stranger = f"pl-stranger-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", stranger], check=True)
+    create(stranger)
     try:
         cleaned = run("clean")
         assert cleaned.returncode == 0, cleaned.stderr
         assert stranger in namespaces(), "a namespace that is not ours was removed"
         assert_gone(tmp_path)
     finally:
-        subprocess.run(["ip", "netns", "del", stranger], check=True)
+        delete(stranger)
 
 
 def assert_gone(out: Path) -> None:
