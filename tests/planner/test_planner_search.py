@@ -124,9 +124,10 @@ def test_a_binding_link_can_make_a_threshold_worse_than_the_best_routing():
     setting = _with_link(case_study("exact"), 3e9)
     local, far = setting.fleet.local[0], setting.fleet.prfaas[0]
     # Bytes that grow faster than the seconds they save: amid the lengths a byte saves most.
-    heavy = far.profile.kvcache.model_copy(
-        update={"knots": ((1024, 2**26), (8192, 2**27), (32768, 2**29), (131072, 2**34))}
-    )
+    # Validated anew: a model_copy would carry what the old curve has worked out about its own knots.
+    knots = ((1024, 2**26), (8192, 2**27), (32768, 2**29), (131072, 2**34))
+    curve = far.profile.kvcache
+    heavy = type(curve).model_validate({**curve.model_dump(), "knots": knots})
     dense = far.profile.model_copy(update={"kvcache": heavy})
     fleet = replace(setting.fleet, prfaas=(replace(far, profile=dense),), local=(local,))
     setting = replace(setting, fleet=fleet)
