@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Real clients against `prfaas-lab serve`: do they complete, and do their figures agree with our ledger?
 
-    .venv/bin/python scripts/bench/clients.py [--scenario scenarios/smoke.yaml] [--only curl,openai,...]
+    scripts/bench clients [--scenario scenarios/smoke.yaml] [--only curl,openai,...]
 
 Each client has an environment of its own, made on first use under ~/.cache/prfaas-lab/clients (aiperf and
 guidellm need about 4 GB). The server runs as any user runs it. Exit code 1: a promise is broken.

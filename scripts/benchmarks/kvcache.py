@@ -1,6 +1,6 @@
 """Measure the prefix cache pool on a Mooncake trace: policies by budget, and how fast it answers.
 
-    .venv/bin/python scripts/bench/kvcache.py /work/shared/data/mooncake_conversation_trace.jsonl
+    scripts/bench kvcache /work/shared/data/mooncake_conversation_trace.jsonl
 
 Only decisions are made: no model, no payload. Blocks of 512 tokens are scaled to 16 for hashing and
 weigh what they weigh in the chosen model. Rates are of process CPU time, so that a busy machine does

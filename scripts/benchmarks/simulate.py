@@ -1,6 +1,6 @@
 """Measure `prfaas-lab simulate` beside DynoSim (NVIDIA Dynamo's offline replay) on the same traces.
 
-    .venv/bin/python scripts/bench/simulate.py [--trace /work/shared/data/mooncake_conversation_trace.jsonl]
+    scripts/bench simulate [--trace /work/shared/data/mooncake_conversation_trace.jsonl]
 
 Both replay a trace in Mooncake's format on 4 prefill and 4 decode engines, in one run, one after the
 other, as processes of their own: what is told is requests per second of wall and of CPU time, start-up

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The transport beside iperf3 and Mooncake over the same links, and whether it keeps its promises.
 
-    .venv/bin/python scripts/bench/transport.py [--seconds 8] [--connections 4] [--depth 2] [--json FILE]
+    scripts/bench transport [--seconds 8] [--connections 4] [--depth 2] [--json FILE]
 
 Needs root and iperf3 (Debian: iperf3). Mooncake goes into an environment of its own, made on first
 use under ~/.cache/prfaas-lab/mooncake; `--no-mooncake` leaves it out. Exit code 1: a promise is broken.
