@@ -12,6 +12,8 @@ import xxhash
 
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.kvcache import Geometry, Pool, Prompt
+from prfaas_lab.kvcache.eviction import DEFAULT_EVICTION
+from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS
 from prfaas_lab.model.buffers import IncomingCache, SegmentRefused, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 
@@ -52,16 +54,31 @@ class PrefixCache:
 
     @classmethod
     def of(
-        cls, layout: CacheLayout, budget_bytes: int, *, resumable: bool, snapshot_every: int
+        cls,
+        layout: CacheLayout,
+        budget_bytes: int,
+        *,
+        resumable: bool,
+        snapshots: str = DEFAULT_SNAPSHOTS,
+        snapshot_every: int | None = None,
+        eviction: str = DEFAULT_EVICTION,
     ) -> PrefixCache:
-        """A pool of so many bytes, with snapshots to resume from or without."""
+        """A pool of so many bytes, with snapshots to resume from or without. `snapshots` and `eviction`
+        name policies of the pool."""
         whole = Geometry.of(layout)
         geometry = Geometry(
             block_tokens=whole.block_tokens,
             block_bytes=whole.block_bytes,
             snapshot_bytes=whole.snapshot_bytes if resumable else 0,
         )
-        return cls(layout, Pool(geometry, budget_bytes, snapshot_every_tokens=snapshot_every))
+        pool = Pool(
+            geometry,
+            budget_bytes,
+            snapshots=snapshots,
+            snapshot_every_tokens=snapshot_every,
+            eviction=eviction,
+        )
+        return cls(layout, pool)
 
     def load(self, prompt: Prompt) -> IncomingCache | None:
         """The longest prefix of `prompt` that can be resumed from, complete; None when nothing is held."""

@@ -28,7 +28,7 @@ from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
 from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
-from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
+from prfaas_lab.lab.orders import CacheShare, EngineOrder, LoadModel, ModelReady, VerifierOrder
 from prfaas_lab.lab.pacing import Pacing, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
@@ -240,21 +240,22 @@ class Foundation:
             path_rate_bps=longest.rate_bps if longest else None,
             path_rtt_s=longest.rtt_s if longest else None,
             corrupt=self.options.corrupt,
-            cache_bytes=self._cache_bytes(datacenter),
-            snapshot_every=self.resolved.topology.datacenters[datacenter].snapshot_every,
+            cache=self._cache_share(datacenter),
             pace=self.pacing.of(datacenter) if self.pacing else None,
             convertible=convertible(self.resolved, datacenter),
         )
 
-    def _cache_bytes(self, datacenter: str) -> int:
+    def _cache_share(self, datacenter: str) -> CacheShare | None:
         """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do.
 
         Paced engines keep none: their payloads stand for no tokens that could come again.
         """
         scenario, site = self.resolved.scenario, self.resolved.topology.datacenters[datacenter]
         if site.cache is None or scenario.cache == "off" or scenario.engine.executor == "paced":
-            return 0
-        return int(site.cache * scenario.scale / (site.engines.prefill + site.engines.decode))
+            return None
+        share = scenario.scale / (site.engines.prefill + site.engines.decode)
+        memory_bytes = int(site.cache.memory * share)
+        return CacheShare(memory_bytes=memory_bytes, settings=site.cache) if memory_bytes else None
 
     async def _measure_links(self) -> None:
         """Before anything else is on them. Raises FabricError when one is not what its spec says."""
@@ -301,7 +302,7 @@ class Foundation:
 
     def _caches(self, model: ModelReady) -> KVCacheManager | None:
         """Who knows what all prefix caches hold; None when there are none."""
-        if not any(self._cache_bytes(name) for name in self.resolved.topology.datacenters):
+        if not any(self._cache_share(name) for name in self.resolved.topology.datacenters):
             return None
         chunk = self.resolved.scenario.engine.chunk
         geometry = Geometry(

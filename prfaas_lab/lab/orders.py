@@ -14,7 +14,7 @@ from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
-from prfaas_lab.spec.topology import Spec
+from prfaas_lab.spec.topology import PrefixCache, Spec
 from prfaas_lab.workload.request import GREEDY, Sampling
 
 HANDOVER_LAYER = 0xFFFF
@@ -63,6 +63,14 @@ class ModelReady(Spec):
     load_s: float
 
 
+class CacheShare(Spec):
+    """An engine's share of its datacenter's prefix cache."""
+
+    memory_bytes: int
+    settings: PrefixCache
+    """Of the datacenter; the sizes in it are not this engine's."""
+
+
 class EngineOrder(Spec):
     """Become an engine."""
 
@@ -80,9 +88,7 @@ class EngineOrder(Spec):
     path_rate_bps: float | None = None
     path_rtt_s: float | None = None
     corrupt: Corruption | None = None
-    cache_bytes: int = 0
-    """Budget of its prefix cache; 0: none."""
-    snapshot_every: int = 512
+    cache: CacheShare | None = None
     pace: Pace | None = None
     convertible: bool = False
     """Whether it must be able to take the other role too."""

@@ -291,9 +291,17 @@ class VerifierRole:
 
 
 def _cache_of(order: EngineOrder, layout: CacheLayout, *, resumable: bool) -> PrefixCache | None:
-    if not order.cache_bytes:
+    share = order.cache
+    if share is None:
         return None
-    return PrefixCache.of(layout, order.cache_bytes, resumable=resumable, snapshot_every=order.snapshot_every)
+    return PrefixCache.of(
+        layout,
+        share.memory_bytes,
+        resumable=resumable,
+        snapshots=share.settings.snapshots,
+        snapshot_every=share.settings.snapshot_every,
+        eviction=share.settings.eviction,
+    )
 
 
 def _sender(order: EngineOrder, layout: CacheLayout) -> KVSender:

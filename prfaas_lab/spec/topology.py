@@ -11,12 +11,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     Tag,
     model_serializer,
     model_validator,
 )  # fmt: skip
+from pydantic_core import CoreSchema
 
 from prfaas_lab.spec.quantities import Count, Duration, Fraction, Rate, Size, Tokens
 
@@ -115,6 +117,39 @@ class Engines(Spec):
     decode: Count = Field(default=0, ge=0, le=2000, description="engines that decode")
 
 
+class PrefixCache(Spec):
+    """What a datacenter keeps of computed prefixes; its engines share it equally. May be written as just
+    the size of its memory."""
+
+    memory: Size = Field(description="budget in host memory")
+    disk: Size = Field(default=0, description="budget of a second tier on disk; 0 is none")
+    snapshots: Literal["branch", "end", "every", "every+end"] = Field(
+        default="branch",
+        description="where states are kept: branch: where a prompt leaves what is held, and at its end; "
+        "end: at its end; every: each `snapshot_every` tokens",
+    )
+    snapshot_every: Tokens = Field(default=512, gt=0, description="tokens between the snapshots of `every`")
+    eviction: Literal["cost", "lru"] = Field(
+        default="cost", description="what goes first: what saves least per byte, or the least recently used"
+    )
+    answers: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="keep: what decode computed of an answer is handed to a prefill engine beside it, for "
+        "the next turn; drop: the next turn computes it again",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"memory": value} if isinstance(value, str | int | float) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core))
+        description, memory = schema.pop("description", ""), schema["properties"]["memory"]
+        return {"description": description, "anyOf": [*memory["anyOf"], schema]}
+
+
 class Datacenter(Spec):
     """One site. `prfaas` sites only prefill, for others; `local` sites prefill and decode (PD)."""
 
@@ -129,8 +164,9 @@ class Datacenter(Spec):
     egress: Rate | None = Field(
         default=None, description="cap on everything that leaves this datacenter, over all links"
     )
-    cache: Size | None = Field(default=None, description="budget of the prefix cache pool; unset is none")
-    snapshot_every: Tokens = Field(default=512, description="tokens between cached state snapshots")
+    cache: PrefixCache | None = Field(
+        default=None, description="the prefix cache; unset is none", examples=["64GiB"]
+    )
 
     @model_validator(mode="after")
     def _engines_fit_the_role(self) -> Datacenter:

@@ -45,7 +45,7 @@ class Received(dict[SegmentKey, bytes]):
 @asynccontextmanager
 async def engine(model: PreTrainedModel, budget_bytes: int = PLENTY) -> AsyncIterator[PrefillEngine]:
     layout = layout_of(model, CHUNK)
-    cache = PrefixCache.of(layout, budget_bytes, resumable=True, snapshot_every=CHUNK)
+    cache = PrefixCache.of(layout, budget_bytes, resumable=True)
     executor = TorchPrefill(model, layout)
     async with PrefillEngine(executor, max_queue=8, clock=time.monotonic, cache=cache) as prefill:
         yield prefill
@@ -121,7 +121,7 @@ def damage(prefill: PrefillEngine, tokens: tuple[int, ...], *, state: bool) -> N
 async def test_a_decode_engine_is_spared_what_it_holds(qwen: PreTrainedModel) -> None:
     layout = layout_of(qwen, CHUNK)
     tokens = prompt(0, 2 * CHUNK + 7)
-    held = PrefixCache.of(layout, PLENTY, resumable=False, snapshot_every=CHUNK)
+    held = PrefixCache.of(layout, PLENTY, resumable=False)
     first, second = IncomingCache(layout, len(tokens)), IncomingCache(layout, len(tokens))
     sent = Received()
     async with engine(qwen) as prefill:
@@ -176,7 +176,7 @@ async def test_an_incomplete_copy_is_of_no_use_but_does_no_harm(qwen: PreTrained
 
 
 def test_a_copy_of_the_wrong_shape_is_refused(qwen: PreTrainedModel) -> None:
-    cache = PrefixCache.of(layout_of(qwen, CHUNK), PLENTY, resumable=True, snapshot_every=CHUNK)
+    cache = PrefixCache.of(layout_of(qwen, CHUNK), PLENTY, resumable=True)
     fits = SegmentKey(0, 0, 0)
     size = cache.layout.segment_bytes(fits, CHUNK)
     assert len(cache.room_for(named(SYSTEM), fits, size)) == size
