@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from prfaas_lab.metrics.handover import handover
@@ -93,7 +93,7 @@ def served(record: RequestRecord) -> Json:
         "cached_tokens": record.cached_tokens or 0,
         "kvcache_bytes": record.received_bytes,
         "ttft_ms": None if record.ttft_s is None else round(1e3 * record.ttft_s, 3),
-        "handover_ms": {name: round(ms, 3) for name, ms in asdict(legs).items()} if legs else None,
+        "handover_ms": {name: round(ms, 3) for name, ms in legs._asdict().items()} if legs else None,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -180,7 +179,7 @@ class Exporter:
         transfer_s = _between(record.transfer_started_s, record.transfer_finished_s)
         _observe(self._transfer_s(str(record.offloaded).lower()), transfer_s)
         if legs := handover(record):
-            for leg, ms in asdict(legs).items():
+            for leg, ms in legs._asdict().items():
                 self._legs(leg.removesuffix("_ms")).observe(ms / 1e3)
 
     def _resource(self, event: ev.Event) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -134,7 +133,7 @@ class _Run:
         scenario = self.resolved.scenario
         network = FluidNetwork(self.resolved.topology, scale=scenario.scale, time_scale=scenario.time_scale)
         started = run_started(self.resolved, at_s=0.0, mode="simulate", shaper="fluid", versions=versions())
-        ledger.record(dataclasses.replace(started, verify_share=0.0))
+        ledger.record(started)
         _phase(ledger, "network", network.reason)
         if scenario.cache == "on" and any(site.cache for site in self.resolved.topology.datacenters.values()):
             text = "prefix caches are not simulated: every prompt is computed and sent in full"

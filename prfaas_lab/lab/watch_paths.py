@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 from prfaas_lab.errors import EngineError
@@ -107,4 +106,4 @@ class PathWatch:
 
 
 _OURS = {"at_s", "source", "destination", "link", "link_source", "configured_bps", "egress_bps"}
-_AS_TOLD = tuple(field.name for field in fields(ev.PathSampled) if field.name not in _OURS)
+_AS_TOLD = tuple(name for name in ev.PathSampled.__struct_fields__ if name not in _OURS)

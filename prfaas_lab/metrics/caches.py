@@ -28,15 +28,14 @@ class Caches:
         self._copies.update(copies=1, bytes=event.bytes, tokens=event.tokens)
 
     def prefilled(self, event: ev.PrefillFinished) -> None:
-        self._reuse[event.engine].update(
-            requests=1,
-            hits=event.cached_tokens > 0,
-            cached_tokens=event.cached_tokens,
-            computed_tokens=event.computed_tokens,
-        )
+        reuse = self._reuse[event.engine]
+        reuse["requests"] += 1
+        reuse["hits"] += event.cached_tokens > 0
+        reuse["cached_tokens"] += event.cached_tokens
+        reuse["computed_tokens"] += event.computed_tokens
 
     def transferred(self, event: ev.TransferFinished) -> None:
-        self._reuse[event.destination].update(held_bytes=event.held_bytes)
+        self._reuse[event.destination]["held_bytes"] += event.held_bytes
 
     def report(self, sites: Mapping[str, str]) -> dict[str, Any]:
         """Over all, and per datacenter; `sites` says where each engine is. `held_bytes` did not cross,

@@ -7,18 +7,18 @@ text, None, or (nested) tuples of those, so that every event reads back from JSO
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(
+    Struct, frozen=True, kw_only=True, tag=True, tag_field="kind", forbid_unknown_fields=True, gc=False
+):
     """Something that happened at a time of the run."""
 
     at_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(Event):
+class RunStarted(Event, frozen=True, kw_only=True):
     """What runs: the first event of a run (`metrics.run.run_started` makes it from a scenario)."""
 
     scenario: str
@@ -52,8 +52,7 @@ class RunStarted(Event):
     """(what, version) of everything a rerun needs to be the same."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseChanged(Event):
+class PhaseChanged(Event, frozen=True, kw_only=True):
     """The run's phase began or came on. In the order of a run: the bring-up steps `network`,
     `model`, `engines`, `links` (they may overlap; one is over when done == total), then `running`,
     `draining`, `verifying`, `teardown`, `done`."""
@@ -64,21 +63,18 @@ class PhaseChanged(Event):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestEvent(Event):
+class RequestEvent(Event, frozen=True, kw_only=True):
     """Something that happened to one request."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSubmitted(RequestEvent):
+class RequestSubmitted(RequestEvent, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRouted(RequestEvent):
+class RequestRouted(RequestEvent, frozen=True, kw_only=True):
     """The policy's decision, with its reason in words."""
 
     prefill: str
@@ -91,28 +87,24 @@ class RequestRouted(RequestEvent):
     """(datacenter, tokens) of each that was thought to hold the beginning of the prompt."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefillStarted(RequestEvent):
+class PrefillStarted(RequestEvent, frozen=True, kw_only=True):
     engine: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefillFinished(RequestEvent):
+class PrefillFinished(RequestEvent, frozen=True, kw_only=True):
     engine: str
     computed_tokens: int
     cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferStarted(RequestEvent):
+class TransferStarted(RequestEvent, frozen=True, kw_only=True):
     """The first KVCache byte was handed to a socket, usually while prefill still computes."""
 
     source: str
     destination: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferFinished(RequestEvent):
+class TransferFinished(RequestEvent, frozen=True, kw_only=True):
     """The last KVCache byte lies, checked, in the decode engine's memory."""
 
     source: str
@@ -124,15 +116,13 @@ class TransferFinished(RequestEvent):
     """KVCache of the prompt that did not cross, since the decode engine held it already."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheRestored(RequestEvent):
+class CacheRestored(RequestEvent, frozen=True, kw_only=True):
     """The decode engine built the model's cache from the received bytes."""
 
     engine: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokensEmitted(RequestEvent):
+class TokensEmitted(RequestEvent, frozen=True, kw_only=True):
     """Output tokens reached the client (the first such event of a request is its first token). When
     paced engines report several at once, the last of them came at `at_s`; the gap since the event
     before, divided by `count`, counts as one inter-token latency."""
@@ -141,30 +131,26 @@ class TokensEmitted(RequestEvent):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFinished(RequestEvent):
+class RequestFinished(RequestEvent, frozen=True, kw_only=True):
     """All output tokens were delivered. `why` there are no more: `length` (as many as asked for), or
     `stop` (a token or text that ends an output)."""
 
     why: str = "length"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFailed(RequestEvent):
+class RequestFailed(RequestEvent, frozen=True, kw_only=True):
     stage: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestVerified(RequestEvent):
+class RequestVerified(RequestEvent, frozen=True, kw_only=True):
     """The output was compared with one-process generation. `outcome`: match, tie or mismatch."""
 
     outcome: str
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkMeasured(Event):
+class LinkMeasured(Event, frozen=True, kw_only=True):
     """One direction of a link, measured at bring-up against its spec."""
 
     link: str
@@ -177,8 +163,7 @@ class LinkMeasured(Event):
     """In words, with figures, where the measurement lies outside the tolerance."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkSampled(Event):
+class LinkSampled(Event, frozen=True, kw_only=True):
     """Counters of one direction of a link since the run's start, and its configured rate now: no more
     than what its source's egress cap leaves it."""
 
@@ -197,8 +182,7 @@ class LinkSampled(Event):
     it. None where nothing counts them (relay, simulation)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathSampled(Event):
+class PathSampled(Event, frozen=True, kw_only=True):
     """What an engine's kernel says of its connections to another engine, over the last 100 ms or so."""
 
     source: str
@@ -232,8 +216,7 @@ class PathSampled(Event):
     buffer_limited: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkChanged(Event):
+class LinkChanged(Event, frozen=True, kw_only=True):
     """A live change took effect at `at_s`; `due_s` is when it was meant to."""
 
     link: str
@@ -242,8 +225,7 @@ class LinkChanged(Event):
     change: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSampled(Event):
+class EngineSampled(Event, frozen=True, kw_only=True):
     """An engine's state now; `busy_s` counts from the run's start."""
 
     engine: str
@@ -256,8 +238,7 @@ class EngineSampled(Event):
     """On a CPU, and runnable but waiting for one, summed over its threads; None where not counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShaperSampled(Event):
+class ShaperSampled(Event, frozen=True, kw_only=True):
     """CPU time of the process that carries the packets (none with netem), and its waiting for a CPU:
     packets are late by that. Both since it began."""
 
@@ -272,8 +253,7 @@ CACHE_COUNTS = (
 """The fields of CacheSampled that a pool counts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSampled(Event):
+class CacheSampled(Event, frozen=True, kw_only=True):
     """An engine's prefix cache now (the first four), and its counts since the start."""
 
     engine: str
@@ -293,8 +273,7 @@ class CacheSampled(Event):
     damaged: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheCopied(Event):
+class CacheCopied(Event, frozen=True, kw_only=True):
     """A prefix was copied from one engine's cache to another's, which can resume from `tokens` now."""
 
     source: str
@@ -305,8 +284,7 @@ class CacheCopied(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStarted(Event):
+class EngineStarted(Event, frozen=True, kw_only=True):
     engine: str
     datacenter: str
     role: str
@@ -314,15 +292,13 @@ class EngineStarted(Event):
     pid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineDied(Event):
+class EngineDied(Event, frozen=True, kw_only=True):
     engine: str
     exit_status: str
     last_words: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanChanged(Event):
+class PlanChanged(Event, frozen=True, kw_only=True):
     """A new plan was swapped in, and why."""
 
     policy: str
@@ -330,8 +306,7 @@ class PlanChanged(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoleChanged(Event):
+class RoleChanged(Event, frozen=True, kw_only=True):
     """An engine rejoined in another role, after it had drained and switched; and why."""
 
     engine: str
@@ -342,16 +317,14 @@ class RoleChanged(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineSampled(Event):
+class MachineSampled(Event, frozen=True, kw_only=True):
     """How the machine bears it: CPU share of all cores, and the controller's timer lag."""
 
     cpu_fraction: float
     timer_lag_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noted(Event):
+class Noted(Event, frozen=True, kw_only=True):
     """A line for the log of events on the screen. `level`: info, warning or error."""
 
     level: str

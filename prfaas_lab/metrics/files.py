@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from prfaas_lab.metrics.codec import encode
 from prfaas_lab.metrics.events import Event
-from prfaas_lab.metrics.handover import LEGS, Account
+from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.requests import RequestRecord
 
 FLUSH_S = 1.0
@@ -23,8 +25,8 @@ class EventWriter:
     """A subscriber of the ledger that streams events to a file. Whoever opens it closes it."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[str] = path.open("w", encoding="utf-8", errors="replace")
-        self._lines: list[str] = []
+        self._file: IO[bytes] = path.open("wb")
+        self._lines: list[bytes] = []
         self._flushed_s = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -46,7 +48,7 @@ class EventWriter:
 
     def _flush(self, at_s: float) -> None:
         if self._lines:
-            self._file.write("\n".join(self._lines) + "\n")
+            self._file.write(b"\n".join(self._lines) + b"\n")
             self._file.flush()
             self._lines.clear()
         self._flushed_s = at_s
@@ -68,10 +70,10 @@ class RequestWriter:
     """Writes a request's row as soon as it is over. Whoever opens it closes it."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[str] = path.open("w", encoding="utf-8")
+        self._file: IO[bytes] = path.open("wb")
 
     def __call__(self, account: Account) -> None:
-        self._file.write(_to_json(_row(account)) + "\n")
+        self._file.write(_to_json(_row(account)) + b"\n")
 
     def __enter__(self) -> RequestWriter:
         return self
@@ -87,8 +89,9 @@ def write_requests(path: Path, records: Iterable[RequestRecord]) -> None:
             write(Account.of(record))
 
 
-_FIELDS = tuple(field.name for field in fields(RequestRecord) if field.name != "gaps_s")
-_to_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False).encode
+_FIELDS = tuple(name for name in RequestRecord.__struct_fields__ if name != "gaps_s")
+_values = attrgetter(*_FIELDS)
+_to_json = msgspec.json.Encoder().encode
 
 
 def request_row(record: RequestRecord) -> dict[str, Any]:
@@ -98,9 +101,9 @@ def request_row(record: RequestRecord) -> dict[str, Any]:
 
 def _row(account: Account) -> dict[str, Any]:
     record, legs = account.record, account.legs
-    row = {name: getattr(record, name) for name in _FIELDS}
+    row: dict[str, Any] = dict(zip(_FIELDS, _values(record), strict=True))
     row["ttft_ms"], row["tpot_ms"], row["e2el_ms"] = map(_ms, (record.ttft_s, record.tpot_s, record.e2el_s))
-    row["handover"] = None if legs is None else {leg: getattr(legs, leg) for leg in LEGS}
+    row["handover"] = None if legs is None else legs._asdict()
     row["violations"] = [violation.text for violation in account.violations]
     return row
 

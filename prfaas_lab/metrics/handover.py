@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, fields
-from itertools import pairwise
-from typing import Literal
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal, NamedTuple
 
 from prfaas_lab.metrics.requests import RequestRecord
 
@@ -13,8 +13,7 @@ SKEW_S = 0.002
 """Stamps from different processes on one clock may lie this far out of order."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handover:
+class Handover(NamedTuple):
     """Milliseconds of each leg from submission to first token; they sum to the TTFT.
 
     The transfer is pipelined with the prefill, so a leg is what it adds after the one before:
@@ -33,10 +32,10 @@ class Handover:
 
     @property
     def ttft_ms(self) -> float:
-        return math.fsum(astuple(self))
+        return math.fsum(self)
 
 
-LEGS = tuple(field.name for field in fields(Handover))
+LEGS = Handover._fields
 
 
 def handover(record: RequestRecord) -> Handover | None:
@@ -49,9 +48,14 @@ def handover(record: RequestRecord) -> Handover | None:
     t3 = max(t2, _or(record.transfer_started_s, t2))
     t4 = max(t3, _or(record.transfer_finished_s, t3))
     t5 = max(t4, _or(record.restored_s, t4))
-    times = (t0, t1, t2, t3, t4, t5, t6)
-    legs = ((end - start) * 1e3 for start, end in pairwise(times))
-    return Handover(**dict(zip(LEGS, legs, strict=True)))
+    return Handover(
+        queue_ms=(t1 - t0) * 1e3,
+        prefill_ms=(t2 - t1) * 1e3,
+        first_byte_ms=(t3 - t2) * 1e3,
+        wire_ms=(t4 - t3) * 1e3,
+        restore_ms=(t5 - t4) * 1e3,
+        first_token_ms=(t6 - t5) * 1e3,
+    )
 
 
 def _or(stamp: float | None, otherwise: float) -> float:
@@ -92,15 +96,21 @@ def violations(record: RequestRecord) -> list[Violation]:
     return [*_out_of_order(record), *_bytes_lost(record), *_miscounted(record)]
 
 
+_STAMPS = tuple(dict.fromkeys(stamp for pair in _ORDER for stamp in pair))
+_stamps = attrgetter(*_STAMPS)
+_PAIRS = tuple((_STAMPS.index(earlier), _STAMPS.index(later)) for earlier, later in _ORDER)
+
+
 def _out_of_order(record: RequestRecord) -> list[Violation]:
     if record.outcome == "failed":
         return []  # an attempt that failed may leave its stamps anywhere
-    found = []
-    for earlier, later in _ORDER:
-        first, second = getattr(record, earlier), getattr(record, later)
+    found, stamps = [], _stamps(record)
+    for earlier, later in _PAIRS:
+        first, second = stamps[earlier], stamps[later]
         if first is not None and second is not None and second < first - SKEW_S:
-            text = f"{record.id}: {_words(later)} {1e3 * (first - second):.1f} ms before {_words(earlier)}"
-            found.append(Violation(kind="order", text=text))
+            late_ms = 1e3 * (first - second)
+            words = f"{_words(_STAMPS[later])} {late_ms:.1f} ms before {_words(_STAMPS[earlier])}"
+            found.append(Violation(kind="order", text=f"{record.id}: {words}"))
     return found
 
 
@@ -127,8 +137,7 @@ def _miscounted(record: RequestRecord) -> list[Violation]:
     return [Violation(kind="account", text=f"{record.id}: {fault}") for fault in faults]
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """A request with what follows from its stamps, reckoned once."""
 
     record: RequestRecord

@@ -26,7 +26,7 @@ class Ledger:
         """`retire` takes the account of each request that has ended, which is then forgotten."""
         self.tally = Tally(retire)
         self._clock, self._started_at = clock, started_at
-        self._subscribers: list[Subscriber] = []
+        self._subscribers: tuple[Subscriber, ...] = ()
 
     def now(self) -> float:
         """Seconds since the run's start: the `at_s` of what happens now."""
@@ -39,16 +39,15 @@ class Ledger:
     def record(self, event: Event) -> None:
         """Add an event: first to the tally, then to every subscriber in the order they came."""
         self.tally.fold(event)
-        for notify in tuple(self._subscribers):
+        for notify in self._subscribers:
             notify(event)
 
     def subscribe(self, notify: Subscriber) -> Callable[[], None]:
         """Have `notify` called with every event from now on; returns what ends that. It must be
         quick, and may read the tally, which holds the event already."""
-        self._subscribers.append(notify)
+        self._subscribers += (notify,)
 
         def unsubscribe() -> None:
-            if notify in self._subscribers:
-                self._subscribers.remove(notify)
+            self._subscribers = tuple(other for other in self._subscribers if other != notify)
 
         return unsubscribe

@@ -14,6 +14,8 @@ RELATIVE_ERROR = 0.005
 
 _LOG_BASE = math.log((1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR))
 _SMALLEST = 1e-9
+_WAITING = 1_000
+"""Values wait to be counted in a sketch until they are so many: together they cost a third."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,20 @@ class Sketch:
         self._low, self._high = math.inf, -math.inf
 
     def add(self, value: float) -> None:
-        self.count += 1
-        self._sum += value
-        self._squares += value * value
-        self._low, self._high = min(self._low, value), max(self._high, value)
-        self._buckets[math.ceil(math.log(max(value, _SMALLEST)) / _LOG_BASE)] += 1
+        self.extend((value,))
+
+    def extend(self, values: Sequence[float]) -> None:
+        """Count them; the same as one by one, to the last digit."""
+        if not values:
+            return
+        self.count += len(values)
+        for value in values:
+            self._sum += value
+            self._squares += value * value
+        self._low, self._high = min(self._low, min(values)), max(self._high, max(values))
+        log, ceil = math.log, math.ceil
+        buckets = [ceil(log(value if value > _SMALLEST else _SMALLEST) / _LOG_BASE) for value in values]
+        self._buckets.update(buckets)
 
     def merge(self, other: Sketch) -> None:
         """Count the other's values too."""
@@ -110,30 +121,34 @@ class Samples:
     array: `f` takes four bytes a value, `d` eight and loses nothing."""
 
     def __init__(self, limit: int = 1_000_000, typecode: Literal["f", "d"] = "f") -> None:
-        self._limit, self._typecode = limit, typecode
+        self._room = limit
         self._exact = array(typecode)
+        """All values, or those that the sketch does not count yet."""
         self._sketch: Sketch | None = None
 
     def __len__(self) -> int:
-        return self._sketch.count if self._sketch else len(self._exact)
+        return len(self._exact) + (self._sketch.count if self._sketch else 0)
 
     def add(self, value: float) -> None:
-        if self._sketch is None:
-            self._exact.append(value)
-            if len(self._exact) > self._limit:
-                self._condense()
-        else:
-            self._sketch.add(value)
+        self._exact.append(value)
+        if len(self._exact) > self._room:
+            self._condense()
 
     def extend(self, values: Iterable[float]) -> None:
-        for value in values:
-            self.add(value)
+        self._exact.extend(values)
+        if len(self._exact) > self._room:
+            self._condense()
 
     def statistics(self) -> Statistics:
-        return self._sketch.statistics() if self._sketch else statistics_of(self._exact)
+        if self._sketch is None:
+            return statistics_of(self._exact)
+        self._condense()
+        return self._sketch.statistics()
 
     def _condense(self) -> None:
-        self._sketch = Sketch()
-        for value in self._exact:
-            self._sketch.add(value)
-        self._exact = array(self._typecode)
+        """Count in the sketch what there is, and from now on what comes, some at a time."""
+        if self._sketch is None:
+            self._sketch = Sketch()
+        self._sketch.extend(self._exact)
+        self._exact = array("d")
+        self._room = min(self._room, _WAITING)

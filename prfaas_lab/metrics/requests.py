@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from prfaas_lab.metrics import events as ev
 
 
-@dataclass(slots=True, kw_only=True)
-class RequestRecord:
+class RequestRecord(Struct, kw_only=True, gc=False):
     """Times are seconds of the run, None until they come. When something happens twice (a retried
     prefill), the last time counts, except that the first token stays the first."""
 
@@ -63,12 +63,12 @@ class RequestRecord:
     verified: str | None = None
     verified_detail: str = ""
 
-    gaps_s: array[float] = field(default_factory=lambda: array("f"), repr=False)
+    gaps_s: array[float] = field(default_factory=lambda: array("f"))
     """Times between tokens; taken away by the tally once the request has ended."""
 
     def fold(self, event: ev.RequestEvent) -> None:
         """Take in one event of this request."""
-        _FOLDS[type(event)](self, event)
+        FOLDS[type(event)](self, event)
 
     @property
     def ttft_s(self) -> float | None:
@@ -161,7 +161,7 @@ def _verified(record: RequestRecord, event: ev.RequestVerified) -> None:
     record.verified, record.verified_detail = event.outcome, event.detail
 
 
-_FOLDS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
+FOLDS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
     ev.RequestSubmitted: _submitted,
     ev.RequestRouted: _routed,
     ev.PrefillStarted: _prefill_started,
@@ -174,3 +174,4 @@ _FOLDS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
     ev.RequestFailed: _failed,
     ev.RequestVerified: _verified,
 }
+"""How each event of a request changes its record."""

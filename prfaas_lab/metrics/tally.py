@@ -16,7 +16,7 @@ from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.caches import Caches
 from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.percentiles import Samples
-from prfaas_lab.metrics.requests import RequestRecord
+from prfaas_lab.metrics.requests import FOLDS, RequestRecord
 from prfaas_lab.metrics.resources import CpuUse, Direction, Engine, Machine, Stage
 from prfaas_lab.metrics.steady import Window
 from prfaas_lab.metrics.totals import Totals
@@ -24,6 +24,8 @@ from prfaas_lab.metrics.totals import Totals
 BUNCHED_S = 0.0002
 """No decode step is this short: tokens with a smaller gap waited for each other on their way."""
 
+_AT_ONCE = 256
+"""Requests that have ended are added up so many at a time: column by column, not one by one."""
 _WORKING = ("running", "draining")
 _AFTERWARDS = ("verifying", "teardown", "done")
 
@@ -36,6 +38,8 @@ class Tally:
         """With `retire`, a request's account is handed to it and forgotten as soon as it has ended: for
         runs of very many requests, which nobody verifies later."""
         self._retire, self._retired = retire, Totals()
+        self._accounts: list[Account] = []
+        """Of requests that were retired, and are not yet in the totals."""
         self.sites: dict[str, str] = {}
         """Engine -> datacenter."""
         self.run: ev.RunStarted | None = None
@@ -68,16 +72,15 @@ class Tally:
 
     def fold(self, event: ev.Event) -> None:
         """Take in one event."""
-        if isinstance(event, ev.RequestEvent):
-            self._fold_request(event)
-        elif (take := _FOLDS.get(type(event))) is not None:
+        take = _FOLDS.get(type(event))
+        if take is not None:
             take(self, event)
 
     def totals(self) -> Totals:
         """Sums over all requests so far."""
+        self._add_up()
         totals = self._retired.copy()
-        for record in self.requests.values():
-            totals.add(Account.of(record), self.sites, self.window)
+        totals.add(map(Account.of, self.requests.values()), self.sites, self.window)
         return totals
 
     @property
@@ -131,45 +134,79 @@ class Tally:
             self.engines[name] = Engine(name=name)
         return self.engines[name]
 
-    def _fold_request(self, event: ev.RequestEvent) -> None:
+    def _record(self, event: ev.RequestEvent) -> RequestRecord:
         record = self.requests.get(event.request_id)
         if record is None:
             record = self.requests[event.request_id] = RequestRecord(id=event.request_id)
-        before, was_routed, was_offloaded = _bucket(record), record.routed_s is not None, record.offloaded
-        record.fold(event)
-        if (after := _bucket(record)) != before:
-            self._rebucket(record, before, after)
-        match event:
-            case ev.TokensEmitted():
-                self.emitted_tokens += event.count
-            case ev.RequestRouted():
-                self.routed += not was_routed
-                self.offloaded += record.offloaded - was_offloaded
-            case ev.RequestVerified():
-                self.verified[event.outcome] += 1
-            case ev.PrefillFinished():
-                self.caches.prefilled(event)
-            case ev.TransferFinished():
-                self.caches.transferred(event)
-        if self._retire is not None and record.ended_s is not None:
-            del self.requests[record.id]
-            account = Account.of(record)
-            self._retired.add(account, self.sites, self.window)
-            self._retire(account)
+        return record
 
-    def _rebucket(self, record: RequestRecord, before: str | None, after: str | None) -> None:
-        if before is not None:
-            self.outcomes[before] -= 1
-        if after is not None:
-            self.outcomes[after] += 1
+    def _stamp(self, event: ev.RequestEvent) -> None:
+        """An event that concerns nothing but its request."""
+        FOLDS[type(event)](self._record(event), event)
+
+    def _submitted(self, event: ev.RequestSubmitted) -> None:
+        record = self._record(event)
+        record.fold(event)
+        if record.submissions > 1:
+            return
+        self.outcomes[record.outcome] += 1
         if self.stage == "before":
-            self._begin(record.submitted_s or 0.0)
+            self._begin(event.at_s)
         if record.ended_s is not None:
-            self.ended_s = max(record.ended_s, self.ended_s or 0.0)
-            if record.outcome == "completed":
-                self.itl_ms.extend(1e3 * gap for gap in record.gaps_s)
-                self.bunched_gaps += sum(gap < BUNCHED_S for gap in record.gaps_s)
-            record.gaps_s = array("f")
+            self._over(record)
+
+    def _ended(self, event: ev.RequestFinished | ev.RequestFailed) -> None:
+        record = self._record(event)
+        record.fold(event)
+        if record.ends == 1 and record.submissions:
+            self.outcomes["in flight"] -= 1
+            self.outcomes[record.outcome] += 1
+            self._over(record)
+        if self._retire is not None:
+            del self.requests[record.id]
+            self._account(record, self._retire)
+
+    def _over(self, record: RequestRecord) -> None:
+        """A request that was submitted has ended."""
+        assert record.ended_s is not None, "an end has its time"
+        self.ended_s = record.ended_s if self.ended_s is None else max(record.ended_s, self.ended_s)
+        if record.outcome == "completed":
+            self.itl_ms.extend([1e3 * gap for gap in record.gaps_s])
+            self.bunched_gaps += sum(gap < BUNCHED_S for gap in record.gaps_s)
+        record.gaps_s = array("f")
+
+    def _account(self, record: RequestRecord, retire: Callable[[Account], None]) -> None:
+        account = Account.of(record)
+        self._accounts.append(account)
+        if len(self._accounts) >= _AT_ONCE:
+            self._add_up()
+        retire(account)
+
+    def _add_up(self) -> None:
+        self._retired.add(self._accounts, self.sites, self.window)
+        self._accounts.clear()
+
+    def _tokens(self, event: ev.TokensEmitted) -> None:
+        self._stamp(event)
+        self.emitted_tokens += event.count
+
+    def _routed(self, event: ev.RequestRouted) -> None:
+        record = self._record(event)
+        self.routed += record.routed_s is None
+        self.offloaded += event.offloaded - record.offloaded
+        record.fold(event)
+
+    def _verified(self, event: ev.RequestVerified) -> None:
+        self._stamp(event)
+        self.verified[event.outcome] += 1
+
+    def _prefilled(self, event: ev.PrefillFinished) -> None:
+        self._stamp(event)
+        self.caches.prefilled(event)
+
+    def _transferred(self, event: ev.TransferFinished) -> None:
+        self._stamp(event)
+        self.caches.transferred(event)
 
     def _begin(self, at_s: float) -> None:
         self.stage, self.started_s = "during", at_s
@@ -224,11 +261,18 @@ class Tally:
         self.machine.sample(event, self.stage)
 
 
-def _bucket(record: RequestRecord) -> str | None:
-    return record.outcome if record.submissions else None
-
-
 _FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
+    ev.RequestSubmitted: Tally._submitted,
+    ev.RequestRouted: Tally._routed,
+    ev.PrefillStarted: Tally._stamp,
+    ev.PrefillFinished: Tally._prefilled,
+    ev.TransferStarted: Tally._stamp,
+    ev.TransferFinished: Tally._transferred,
+    ev.CacheRestored: Tally._stamp,
+    ev.TokensEmitted: Tally._tokens,
+    ev.RequestFinished: Tally._ended,
+    ev.RequestFailed: Tally._ended,
+    ev.RequestVerified: Tally._verified,
     ev.RunStarted: Tally._started,
     ev.PhaseChanged: Tally._phase,
     ev.PlanChanged: Tally._plan,

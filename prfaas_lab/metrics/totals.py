@@ -1,4 +1,4 @@
-"""What a summary says of requests, added up one ended request at a time.
+"""What a summary says of requests, added up as they end.
 
 A run of a million requests keeps no record of those that are over: their rows are written, and here
 they count. Memory is that of the samples: exact while they are few, sketches beyond.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prfaas_lab.metrics.handover import LEGS, Account, Handover, Violation
 from prfaas_lab.metrics.percentiles import Samples
@@ -29,10 +29,10 @@ class Legs:
         self.requests = 0
         self.samples = {leg: Samples(_EXACT, "d") for leg in LEGS}
 
-    def add(self, legs: Handover) -> None:
-        self.requests += 1
-        for leg, samples in self.samples.items():
-            samples.add(getattr(legs, leg))
+    def add(self, several: Sequence[Handover]) -> None:
+        self.requests += len(several)
+        for samples, column in zip(self.samples.values(), zip(*several, strict=True), strict=False):
+            samples.extend(column)
 
 
 class Broken:
@@ -66,40 +66,43 @@ class Totals:
     def copy(self) -> Totals:
         return copy.deepcopy(self)
 
-    def add(self, account: Account, sites: Mapping[str, str], window: Window) -> None:
-        """Count a request that is over, or was when the run ended. `sites`: engine -> datacenter;
+    def add(self, accounts: Iterable[Account], sites: Mapping[str, str], window: Window) -> None:
+        """Count requests that are over, or were when the run ended. `sites`: engine -> datacenter;
         `window`: the run's steady state."""
-        record = account.record
-        self.steady.add(record, window)
-        for violation in account.violations:
-            self._add_violation(violation)
-        ends = sites.get(record.source or ""), sites.get(record.destination or "")
-        if ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
-            self.payloads[ends[0], ends[1]] += record.received_bytes
-        if record.outcome == "completed":
-            self._add_completed(record, account.legs)
-        elif record.outcome == "failed":
-            failure = record.failure_stage, cause(record.failure_reason)
-            self.failures[failure] += 1
-            self.first_failures.setdefault(failure, record.failure_reason)
+        completed = []
+        for account in accounts:
+            record = account.record
+            self.steady.add(record, window)
+            for violation in account.violations:
+                self._add_violation(violation)
+            ends = sites.get(record.source or ""), sites.get(record.destination or "")
+            if ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
+                self.payloads[ends[0], ends[1]] += record.received_bytes
+            if record.outcome == "completed":
+                completed.append(account)
+            elif record.outcome == "failed":
+                self._add_failure(record)
+        self._add_completed(completed)
 
     def _add_violation(self, violation: Violation) -> None:
         self.broken.setdefault(violation.kind, Broken()).add(violation.text)
 
-    def _add_completed(self, record: RequestRecord, legs: Handover | None) -> None:
-        self.completed += 1
-        self.input_tokens += record.prompt_tokens
-        self.output_tokens += record.emitted_tokens
-        self.cached_tokens += record.cached_tokens or 0
-        self.kvcache_bytes += record.received_bytes
-        latencies = (
-            (self.ttft_ms, record.ttft_s),
-            (self.tpot_ms, record.tpot_s),
-            (self.e2el_ms, record.e2el_s),
-        )
-        for samples, value_s in latencies:
-            if value_s is not None:
-                samples.add(1e3 * value_s)
-        if legs is not None:
-            self.legs["all"].add(legs)
-            self.legs["offloaded" if record.offloaded else "local"].add(legs)
+    def _add_failure(self, record: RequestRecord) -> None:
+        failure = record.failure_stage, cause(record.failure_reason)
+        self.failures[failure] += 1
+        self.first_failures.setdefault(failure, record.failure_reason)
+
+    def _add_completed(self, accounts: Sequence[Account]) -> None:
+        records = [account.record for account in accounts]
+        self.completed += len(records)
+        self.input_tokens += sum([record.prompt_tokens for record in records])
+        self.output_tokens += sum([record.emitted_tokens for record in records])
+        self.cached_tokens += sum([record.cached_tokens or 0 for record in records])
+        self.kvcache_bytes += sum([record.received_bytes for record in records])
+        self.ttft_ms.extend([1e3 * ttft for record in records if (ttft := record.ttft_s) is not None])
+        self.tpot_ms.extend([1e3 * tpot for record in records if (tpot := record.tpot_s) is not None])
+        self.e2el_ms.extend([1e3 * e2el for record in records if (e2el := record.e2el_s) is not None])
+        legs = [(account.record.offloaded, account.legs) for account in accounts if account.legs is not None]
+        self.legs["all"].add([each for _, each in legs])
+        self.legs["offloaded"].add([each for offloaded, each in legs if offloaded])
+        self.legs["local"].add([each for offloaded, each in legs if not offloaded])

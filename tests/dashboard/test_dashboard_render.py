@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import pytest
 from fake_run import FakeRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from rich.console import Console
 
 from prfaas_lab.dashboard.glyphs import ASCII, UNICODE
