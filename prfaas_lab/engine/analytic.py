@@ -19,10 +19,16 @@ _HAIR = 1e-6
 """Share of a step by which rounding may miss its end."""
 
 
+def nothing() -> int:
+    """Of a prompt is cached."""
+    return 0
+
+
 class AnalyticPrefill:
     """First come, first served, one prompt at a time (as `PrefillEngine`)."""
 
-    def __init__(self, prefill_s: Callable[[float], float], *, max_queue: int) -> None:
+    def __init__(self, prefill_s: Callable[[float, float], float], *, max_queue: int) -> None:
+        """`prefill_s(tokens, cached_tokens)`: seconds that a prompt takes of which so much is cached."""
         self._prefill_s, self._max_queue = prefill_s, max_queue
         self._loop = asyncio.get_running_loop()
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -40,17 +46,21 @@ class AnalyticPrefill:
             tokens_total=self._tokens,
         )
 
-    async def run(self, tokens: int, on_started: Callable[[float], None]) -> tuple[float, float]:
-        """Wait in line, then compute so many tokens; loop times of start and end. `on_started` is told
-        how many seconds it will take. Raises EngineError when the queue is full."""
+    async def run(
+        self, tokens: int, on_started: Callable[[float], None], find_cached: Callable[[], int] = nothing
+    ) -> tuple[float, float]:
+        """Wait in line, then compute a prompt; loop times of start and end. `find_cached` is asked in its
+        turn how many of its tokens need no computing, and `on_started` told how many seconds the others
+        take. Raises EngineError when the queue is full."""
         if self._since is not None:
             await self._line_up()
         started_at = self._since = self._loop.time()
-        seconds = self._prefill_s(tokens)
+        cached_tokens = find_cached()
+        seconds = self._prefill_s(tokens, cached_tokens)
         on_started(seconds)
         try:
             await asyncio.sleep(seconds)
-            self._tokens += tokens
+            self._tokens += tokens - cached_tokens
         finally:
             finished_at = self._loop.time()
             self._busy_s += finished_at - started_at

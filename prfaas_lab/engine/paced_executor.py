@@ -51,19 +51,21 @@ class PacedPrefill:
         arrived_at: float | None = None,
     ) -> int:
         """Emits as the real model would: cached chunks at once, then each layer of each chunk when its
-        part of the time is over, the fixed state with the last chunk. It begins when the prompt came, or
+        part of the time is over, the fixed state with the last chunk. A hit shortens the time as the
+        profile says (`Profile.prefill_s`). It begins when the prompt came, or
         when the one before it was due, whichever is later: that a timer fired late costs no throughput.
-        The answer is a random number that the payload depends on."""
+        The answer is a random number that the payload depends on (and a token id: it is part of what
+        a session's next prompt says)."""
         came_at = asyncio.get_running_loop().time() if arrived_at is None else arrived_at
         begins_at = max(self._free_at, came_at)
-        tokens, wanted, nonce = len(prompt), {len(prompt), *snapshots}, self._rng.getrandbits(62)
+        tokens, wanted, nonce = len(prompt), {len(prompt), *snapshots}, self._rng.getrandbits(31)
         start_tokens = 0 if cached is None else cached.tokens
         for span in chunk_spans(start_tokens, self.layout.chunk_tokens):
             for layer in range(len(self.layout.layers)):
                 self._export(layer, span, wanted, nonce, emit)
         at = begins_at
         for span in chunk_spans(tokens, self.layout.chunk_tokens, start=start_tokens):
-            until = begins_at + self._time_scale * self._prefill_s(span[1] - start_tokens)
+            until = begins_at + self._time_scale * self._profile.prefill_s(span[1], start_tokens)
             await self._chunk(span, at, until, wanted, nonce, emit)
             at = until
         self._free_at = at
@@ -71,9 +73,6 @@ class PacedPrefill:
 
     async def close(self) -> None:
         """Nothing is held."""
-
-    def _prefill_s(self, tokens: int) -> float:
-        return self._profile.prefill_s(tokens)
 
     async def _chunk(
         self, span: tuple[int, int], since: float, until: float, wanted: set[int], nonce: int, emit: Emit

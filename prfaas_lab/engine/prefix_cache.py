@@ -7,6 +7,7 @@ out. A block holds the growing segments of one prefill chunk, a snapshot the sta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import xxhash
 
@@ -41,6 +42,25 @@ class Kept:
         return digest.intdigest()
 
 
+def pool_of(
+    geometry: Geometry,
+    budget_bytes: int,
+    *,
+    resumable: bool,
+    snapshots: str = DEFAULT_SNAPSHOTS,
+    snapshot_every: int | None = None,
+    eviction: str = DEFAULT_EVICTION,
+) -> Pool:
+    """An engine's pool, real or simulated. Without snapshots, where it need not resume."""
+    return Pool(
+        geometry if resumable else replace(geometry, snapshot_bytes=0),
+        budget_bytes,
+        snapshots=snapshots,
+        snapshot_every_tokens=snapshot_every,
+        eviction=eviction,
+    )
+
+
 class PrefixCache:
     """One engine's pool. Lookups copy out, so nothing stays pinned while a prompt waits or computes.
 
@@ -65,17 +85,12 @@ class PrefixCache:
     ) -> PrefixCache:
         """A pool of so many bytes, with snapshots to resume from or without. `snapshots` and `eviction`
         name policies of the pool."""
-        whole = Geometry.of(layout)
-        geometry = Geometry(
-            block_tokens=whole.block_tokens,
-            block_bytes=whole.block_bytes,
-            snapshot_bytes=whole.snapshot_bytes if resumable else 0,
-        )
-        pool = Pool(
-            geometry,
+        pool = pool_of(
+            Geometry.of(layout),
             budget_bytes,
+            resumable=resumable,
             snapshots=snapshots,
-            snapshot_every_tokens=snapshot_every,
+            snapshot_every=snapshot_every,
             eviction=eviction,
         )
         return cls(layout, pool)

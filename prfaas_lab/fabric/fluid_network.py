@@ -271,6 +271,7 @@ def _late(made: list[Piece], late_s: float) -> list[Piece]:
         if seconds > late_s:
             done = round(size * late_s / seconds)
             left.insert(0, (seconds - late_s, size - done))
-            return [(0.0, ready + done), *left]
+            ready += done
+            break
         ready, late_s = ready + size, late_s - seconds
-    return [(0.0, ready), *left]
+    return [(0.0, ready), *left] if ready else left

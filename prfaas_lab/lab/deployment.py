@@ -22,13 +22,13 @@ from prfaas_lab.fabric import network
 from prfaas_lab.fabric.measure import judge, measure
 from prfaas_lab.fabric.network import DATA_PORT, Fabric
 from prfaas_lab.fabric.ownership import Ownership
-from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.arrange import plan_of
+from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
 from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
-from prfaas_lab.lab.orders import CacheShare, EngineOrder, LoadModel, ModelReady, VerifierOrder
+from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
 from prfaas_lab.lab.pacing import Pacing, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
@@ -240,22 +240,10 @@ class Foundation:
             path_rate_bps=longest.rate_bps if longest else None,
             path_rtt_s=longest.rtt_s if longest else None,
             corrupt=self.options.corrupt,
-            cache=self._cache_share(datacenter),
+            cache=cache_share(self.resolved, datacenter),
             pace=self.pacing.of(datacenter) if self.pacing else None,
             convertible=convertible(self.resolved, datacenter),
         )
-
-    def _cache_share(self, datacenter: str) -> CacheShare | None:
-        """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do.
-
-        Paced engines keep none: their payloads stand for no tokens that could come again.
-        """
-        scenario, site = self.resolved.scenario, self.resolved.topology.datacenters[datacenter]
-        if site.cache is None or scenario.cache == "off" or scenario.engine.executor == "paced":
-            return None
-        share = scenario.scale / (site.engines.prefill + site.engines.decode)
-        memory_bytes = int(site.cache.memory * share)
-        return CacheShare(memory_bytes=memory_bytes, settings=site.cache) if memory_bytes else None
 
     async def _measure_links(self) -> None:
         """Before anything else is on them. Raises FabricError when one is not what its spec says."""
@@ -298,16 +286,14 @@ class Foundation:
             ledger=self.ledger,
             caches=self._caches(model),
             costs=self.pacing.costs if self.pacing else None,
+            sends_ids=self.pacing is None,
         )
 
     def _caches(self, model: ModelReady) -> KVCacheManager | None:
         """Who knows what all prefix caches hold; None when there are none."""
-        if not any(self._cache_share(name) for name in self.resolved.topology.datacenters):
+        if not keeps_prefixes(self.resolved):
             return None
-        chunk = self.resolved.scenario.engine.chunk
-        geometry = Geometry(
-            block_tokens=chunk, block_bytes=model.token_bytes * chunk, snapshot_bytes=model.state_bytes
-        )
+        geometry = geometry_of(self.resolved, token_bytes=model.token_bytes, state_bytes=model.state_bytes)
         return KVCacheManager(geometry, self.engines, namespace=secrets.token_bytes(16), ledger=self.ledger)
 
     async def _start_verifier(self, number: int) -> tuple[str, str]:

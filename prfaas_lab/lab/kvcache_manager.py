@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import cache
+from typing import Any, get_args
 
 from prfaas_lab.kvcache import Demand, Directory, Geometry, Holder, Prompt, hash_prompt
 from prfaas_lab.lab.cache_news import read_news
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.router.values import CacheView, View
+from prfaas_lab.router.values import CacheView, Role, View
 
 
 class KVCacheManager:
@@ -35,11 +36,14 @@ class KVCacheManager:
 
     def matched(self, view: View, prompt: Prompt) -> View:
         """The view with what each datacenter and engine holds of this prompt."""
-        self._forget_the_dead()
-        found = {holder.engine: tokens for holder, tokens in self.directory.match_holders(prompt).items()}
-        for engine in self._engines.values():
-            if engine.role == "decode":
-                found[engine.name] = self.directory.held_tokens(prompt, _holder(engine))
+        self._forget_the_gone()
+        usable = self.directory.match_holders(prompt)
+        found = {
+            engine.name: usable.get(_holder(engine), 0)
+            if engine.role == "prefill"
+            else self.directory.held_tokens(prompt, _holder(engine))
+            for engine in self._engines.values()
+        }
         best = self.directory.match(prompt)
         return replace(
             view,
@@ -72,11 +76,21 @@ class KVCacheManager:
         counts = {name: value for name, value in asdict(stats).items() if name in ev.CACHE_COUNTS}
         self._ledger.record(ev.CacheSampled(at_s=self._ledger.now(), engine=engine.name, **counts))
 
-    def _forget_the_dead(self) -> None:
+    def _forget_the_gone(self) -> None:
         for engine in self._engines.values():
-            if not engine.alive:
-                self.directory.forget(_holder(engine))
+            for role in _ROLES:
+                if not engine.alive or role != engine.role:
+                    self.directory.forget(_holder(engine, role))
 
 
-def _holder(engine: Engine) -> Holder:
-    return Holder(engine.datacenter, engine.name)
+_ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def _holder(engine: Engine, role: Role | None = None) -> Holder:
+    """An engine that changes its role has a pool for each."""
+    return _named(engine.datacenter, engine.name, role or engine.role)
+
+
+@cache
+def _named(datacenter: str, engine: str, role: Role) -> Holder:
+    return Holder(datacenter, f"{engine} as {role}")

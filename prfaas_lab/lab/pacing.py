@@ -41,10 +41,6 @@ def pacing_of(resolved: Resolved) -> Pacing | None:
     scenario = resolved.scenario
     if scenario.engine.executor != "paced":
         return None
-    if scenario.cache != "off" and any(site.cache for site in resolved.topology.datacenters.values()):
-        raise LabError(
-            "paced engines keep no prefix cache", where="engine.executor", remedy="write cache: off"
-        )
     profiles = profiles_of(resolved.topology, Path(resolved.source).parent)
     curves = {name: profile.kvcache.knots for name, profile in profiles.items()}
     if len(set(curves.values())) > 1:

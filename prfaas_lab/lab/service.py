@@ -71,8 +71,10 @@ class Service:
         ledger: Ledger,
         caches: KVCacheManager | None = None,
         costs: Costs | None = None,
+        sends_ids: bool = True,
     ) -> None:
-        """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache."""
+        """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache. `sends_ids`:
+        whether engines read prompts, and not only how long they are and how their blocks are named."""
         self.plan, self.route = plan, route
         self.caches, self._costs = caches, costs
         self.copies = CacheCopies(engines, network, caches, ledger) if caches else None
@@ -80,7 +82,7 @@ class Service:
         self._fleet = Fleet(engines.values())
         self.transit: dict[str, int] = {}
         """KVCache of offloaded requests between prefill's end and its receipt, in bytes."""
-        self._expected_bytes, self._ledger = expected_bytes, ledger
+        self._expected_bytes, self._ledger, self._sends_ids = expected_bytes, ledger, sends_ids
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
@@ -98,7 +100,7 @@ class Service:
             )
         )
         flight = _Flight(request, on_token)
-        if self.caches is not None:
+        if self.caches is not None and request.prompt:  # one without ids shares nothing with any other
             flight.prompt = self.caches.name(request.prompt)
         try:
             flight.placement = self._place(request, flight.prompt)
@@ -182,8 +184,9 @@ class Service:
     def _prefill_s(self, flight: _Flight, engine: Engine) -> float:
         """What the profile says that its prefill takes; 0 when there is none."""
         assert flight.placement is not None, "placed first"
-        tokens = flight.placement.uncached_tokens
-        return self._costs.prefill_s(engine.datacenter, tokens) if self._costs else 0.0
+        tokens = flight.request.prompt_tokens
+        cached_tokens = tokens - flight.placement.uncached_tokens
+        return self._costs.prefill_s(engine.datacenter, tokens, cached_tokens) if self._costs else 0.0
 
     async def _both_ends(self, flight: _Flight, placement: Placement, hold: Hold) -> None:
         flight.stage, reserved = "reserve", asyncio.Event()
@@ -229,7 +232,7 @@ class Service:
         host, port = self._network.data_address(placement.prefill, placement.decode)
         order = PrefillOrder(
             request_id=request.id,
-            prompt=request.prompt,
+            prompt=request.prompt if self._sends_ids else (),
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             decode_host=host,

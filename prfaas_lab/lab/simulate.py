@@ -11,19 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
+from prfaas_lab.engine.prefix_cache import pool_of
+from prfaas_lab.engine.sized_cache import SizedCache
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.timeline import Change, ShapeChange
+from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.arrange import plan_of
+from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions, timeline_of
 from prfaas_lab.lab.deployment import meanwhile
 from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.engines import Engine, EngineClient
 from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.pacing import Pacing
+from prfaas_lab.lab.replication import replicate
 from prfaas_lab.lab.results import results_in
 from prfaas_lab.lab.scheduler import convertible, scheduler_for
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPair, SimulatedPrefill
+from prfaas_lab.lab.simulated_cache import CopyLandings, SimulatedCache
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.virtual_time import run_virtual
@@ -135,9 +142,6 @@ class _Run:
         started = run_started(self.resolved, at_s=0.0, mode="simulate", shaper="fluid", versions=versions())
         ledger.record(started)
         _phase(ledger, "network", network.reason)
-        if scenario.cache == "on" and any(site.cache for site in self.resolved.topology.datacenters.values()):
-            text = "prefix caches are not simulated: every prompt is computed and sent in full"
-            ledger.record(ev.Noted(at_s=0.0, level="warning", text=text))
         engines = self._engines(network, ledger)
         service = self._service(engines, network, ledger)
 
@@ -152,13 +156,15 @@ class _Run:
             vocab_size=None,
             duration_s=scenario.duration,
             time_scale=scenario.time_scale,
-            contents=False,
+            contents=service.caches is not None,
         )
         conditions = self._conditions(network, ledger)
         _sample(network, ledger)
         await sample_engines(engines.values(), ledger)
         scheduler = scheduler_for(self.resolved, service, engines, ledger)
         adapting = [scheduler.run()] if scheduler else []
+        if service.caches is not None and service.copies is not None:
+            adapting.append(replicate(service.caches, service.copies, service.view, ledger))
         async with meanwhile(self._watch_links(network, ledger), conditions.run(), *adapting):
             await Driver(scenario, requests, serve, ledger).run()
         _sample(network, ledger)
@@ -166,11 +172,12 @@ class _Run:
 
     def _engines(self, network: FluidNetwork, ledger: Ledger) -> dict[str, Engine]:
         landings, engines = Landings(), {}
+        copies = CopyLandings()
         topology = self.resolved.topology
         for datacenter in topology.datacenters:
             for name, role in topology.engine_names(datacenter).items():
                 prefills = role == "prefill"
-                client = self._client(name, datacenter, role, network, landings)
+                client = self._client(name, datacenter, role, network, landings, copies)
                 batch = self._batch(datacenter) if topology.datacenters[datacenter].role == "local" else 1
                 engines[name] = Engine(
                     name=name,
@@ -186,21 +193,50 @@ class _Run:
         return engines
 
     def _client(
-        self, name: str, datacenter: str, role: Role, network: FluidNetwork, landings: Landings
-    ) -> EngineClient:
-        if convertible(self.resolved, datacenter):
-            prefill = self._prefill(name, datacenter, network, landings)
-            return SimulatedPair(prefill, self._decode(name, datacenter, landings))
-        if role == "prefill":
-            return self._prefill(name, datacenter, network, landings)
-        return self._decode(name, datacenter, landings)
+        self, name: str, datacenter: str, role: Role, network: FluidNetwork, landings: Landings,
+        copies: CopyLandings,
+    ) -> EngineClient:  # fmt: skip
+        def cache(*, resumable: bool) -> SimulatedCache | None:
+            return self._cache(name, datacenter, network, copies, resumable=resumable)
 
-    def _prefill(self, name: str, datacenter: str, network: FluidNetwork, landings: Landings) -> EngineClient:
+        if convertible(self.resolved, datacenter):
+            return SimulatedPair(
+                self._prefill(name, datacenter, network, landings, cache(resumable=True)),
+                self._decode(name, datacenter, landings, cache(resumable=False)),
+            )
+        if role == "prefill":
+            return self._prefill(name, datacenter, network, landings, cache(resumable=True))
+        return self._decode(name, datacenter, landings, cache(resumable=False))
+
+    def _cache(
+        self, name: str, datacenter: str, network: FluidNetwork, copies: CopyLandings, *, resumable: bool
+    ) -> SimulatedCache | None:
+        share = cache_share(self.resolved, datacenter)
+        if share is None:
+            return None
+        pool = pool_of(
+            self._geometry(),
+            share.memory_bytes,
+            resumable=resumable,
+            snapshots=share.settings.snapshots,
+            snapshot_every=share.settings.snapshot_every,
+            eviction=share.settings.eviction,
+        )
+        return SimulatedCache(name, SizedCache(pool), network, copies)
+
+    def _geometry(self) -> Geometry:
+        model = self.pacing.model
+        return geometry_of(self.resolved, token_bytes=model.token_bytes, state_bytes=model.state_bytes)
+
+    def _prefill(
+        self, name: str, datacenter: str, network: FluidNetwork, landings: Landings,
+        cache: SimulatedCache | None,
+    ) -> EngineClient:  # fmt: skip
         settings, pacing = self.resolved.scenario.engine, self.pacing
         profile, time_scale = pacing.profiles[datacenter], pacing.time_scale
 
-        def prefill_s(tokens: float) -> float:
-            return time_scale * profile.prefill_s(tokens)
+        def prefill_s(tokens: float, cached_tokens: float) -> float:
+            return time_scale * profile.prefill_s(tokens, cached_tokens)
 
         return SimulatedPrefill(
             name,
@@ -210,9 +246,12 @@ class _Run:
             chunk_tokens=settings.chunk,
             network=network,
             landings=landings,
+            cache=cache,
         )
 
-    def _decode(self, name: str, datacenter: str, landings: Landings) -> EngineClient:
+    def _decode(
+        self, name: str, datacenter: str, landings: Landings, cache: SimulatedCache | None
+    ) -> EngineClient:
         profile, time_scale = self.pacing.profiles[datacenter], self.pacing.time_scale
         steps = [time_scale * profile.step_s(batch) for batch in range(self._batch(datacenter) + 1)]
         engine = AnalyticDecode(
@@ -220,7 +259,7 @@ class _Run:
             max_batch=self._batch(datacenter),
             max_queue=self.resolved.scenario.engine.max_queue,
         )
-        return SimulatedDecode(name, engine, landings)
+        return SimulatedDecode(name, engine, landings, cache)
 
     def _batch(self, datacenter: str) -> int:
         engine = self.resolved.scenario.engine
@@ -238,8 +277,14 @@ class _Run:
             plan=plan_of(self.resolved.scenario.policy),
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
             ledger=ledger,
+            caches=self._caches(engines, ledger),
             costs=self.pacing.costs,
         )
+
+    def _caches(self, engines: dict[str, Engine], ledger: Ledger) -> KVCacheManager | None:
+        if not keeps_prefixes(self.resolved):
+            return None
+        return KVCacheManager(self._geometry(), engines, namespace=b"simulation", ledger=ledger)
 
     def _conditions(self, network: FluidNetwork, ledger: Ledger) -> Conditions:
         async def apply(change: Change) -> float:

@@ -127,9 +127,15 @@ class Profile(Spec):
         """Sequences decoded together. Raises LabError when the hardware has no decode profile."""
         return self.decoding().bs_max
 
-    def prefill_s(self, tokens: float) -> float:
-        """T_prefill(l), seconds."""
-        return self.prefill.at(tokens)
+    def prefill_s(self, tokens: float, cached_tokens: float = 0.0) -> float:
+        """T_prefill(l) of a prompt, seconds; T(0) + T(l) - T(cached) when its beginning is cached.
+
+        What a hit saves is what its tokens would have cost. The rest still attends to them, and T(l)
+        counts that; nor does a hit save T(0), what a prefill costs however short it is.
+        """
+        if not cached_tokens:
+            return self.prefill.at(tokens)
+        return self.prefill.at(0.0) + self.prefill.at(tokens) - self.prefill.at(cached_tokens)
 
     def kv_bytes(self, tokens: float) -> float:
         """S_kv(l), bytes."""

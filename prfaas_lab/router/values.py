@@ -107,9 +107,9 @@ class Costs:
     scale: float = 1.0
     time_scale: float = 1.0
 
-    def prefill_s(self, datacenter: str, tokens: int) -> float:
-        """Of one engine there."""
-        return self.time_scale * self.profiles[datacenter].prefill_s(tokens)
+    def prefill_s(self, datacenter: str, tokens: int, cached_tokens: int = 0) -> float:
+        """Of one engine there, and a prompt of which so much is cached."""
+        return self.time_scale * self.profiles[datacenter].prefill_s(tokens, cached_tokens)
 
     def kv_bytes(self, datacenter: str, tokens: int) -> float:
         """Of the KVCache that crosses from there."""

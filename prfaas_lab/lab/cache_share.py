@@ -1,0 +1,32 @@
+"""How much prefix cache each engine of a run gets, emulated or simulated."""
+
+from __future__ import annotations
+
+from prfaas_lab.kvcache import Geometry
+from prfaas_lab.lab.orders import CacheShare
+from prfaas_lab.lab.scheduler import convertible
+from prfaas_lab.spec.scenario import Resolved
+
+
+def cache_share(resolved: Resolved, datacenter: str) -> CacheShare | None:
+    """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do.
+
+    One that may change its role has a pool for each, of half its share.
+    """
+    scenario, site = resolved.scenario, resolved.topology.datacenters[datacenter]
+    if site.cache is None or scenario.cache == "off":
+        return None
+    pools = (site.engines.prefill + site.engines.decode) * (2 if convertible(resolved, datacenter) else 1)
+    memory_bytes = int(site.cache.memory * scenario.scale / pools)
+    return CacheShare(memory_bytes=memory_bytes, settings=site.cache) if memory_bytes else None
+
+
+def keeps_prefixes(resolved: Resolved) -> bool:
+    """Whether any engine has a prefix cache."""
+    return any(cache_share(resolved, name) for name in resolved.topology.datacenters)
+
+
+def geometry_of(resolved: Resolved, *, token_bytes: int, state_bytes: int) -> Geometry:
+    """A block is one prefill chunk: states exist at chunk boundaries only."""
+    chunk = resolved.scenario.engine.chunk
+    return Geometry(block_tokens=chunk, block_bytes=token_bytes * chunk, snapshot_bytes=state_bytes)

@@ -1,0 +1,117 @@
+"""A simulated engine's prefix cache: found and kept in its turn, copied over the fluid network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic import BaseModel
+
+from prfaas_lab.engine.sized_cache import SizedCache, SizedCopy
+from prfaas_lab.errors import EngineError
+from prfaas_lab.fabric.fluid_network import FluidNetwork
+from prfaas_lab.kvcache import Prompt
+from prfaas_lab.lab.cache_news import PromptNames, news_of
+from prfaas_lab.lab.orders import ReceiveCopy, SendCopy
+
+
+class CopyLandings:
+    """Where copies end, of all engines."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, asyncio.Future[SizedCopy]] = {}
+
+    def expect(self, copy_id: str) -> asyncio.Future[SizedCopy]:
+        landing = self._open[copy_id] = asyncio.get_running_loop().create_future()
+        return landing
+
+    def forget(self, copy_id: str) -> None:
+        self._open.pop(copy_id, None)
+
+    def arrived(self, copy_id: str, copy: SizedCopy) -> None:
+        landing = self._open.get(copy_id)
+        if landing is not None and not landing.done():
+            landing.set_result(copy)
+
+
+class SimulatedCache:
+    """One engine's, with the orders by which prefixes are copied (as `cache_ports`)."""
+
+    def __init__(self, name: str, cache: SizedCache, network: FluidNetwork, landings: CopyLandings) -> None:
+        self._name, self._cache, self._network, self._landings = name, cache, network, landings
+
+    def prefilling(self, blocks: PromptNames, *, tell_all: bool) -> Prefilling:
+        """A prompt that is to be prefilled here."""
+        return Prefilling(self._cache, blocks.prompt(), tell_all)
+
+    def find_held(self, blocks: PromptNames) -> int:
+        """Tokens of a prompt that need not be sent here."""
+        return self._cache.find(blocks.prompt())
+
+    def keep_received(self, blocks: PromptNames, *, tell_all: bool) -> dict[str, Any]:
+        """Take in the blocks of a prompt whose KVCache is here now; the news of it."""
+        self._cache.keep_received(blocks.prompt())
+        return _news(self._cache, in_full=tell_all)
+
+    def stages(self, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+        """Either end of a copy."""
+        if isinstance(order, ReceiveCopy):
+            return self._receive(order)
+        assert isinstance(order, SendCopy)
+        return self._send(order)
+
+    async def _receive(self, order: ReceiveCopy) -> AsyncGenerator[dict[str, Any], None]:
+        prompt, landing = order.blocks.prompt(), self._landings.expect(order.copy_id)
+        try:
+            yield {"stage": "ready", "held_tokens": self._cache.known_tokens(prompt)}
+            copy = await landing
+        finally:
+            self._landings.forget(order.copy_id)
+        usable_tokens = self._cache.adopt(prompt, copy)
+        yield {"stage": "received", "usable_tokens": usable_tokens, "bytes": copy.size_bytes}
+        yield _news(self._cache, in_full=False)
+
+    async def _send(self, order: SendCopy) -> AsyncGenerator[dict[str, Any], None]:
+        copy = self._cache.copy_beyond(order.blocks.prompt(), order.held_tokens)
+        if copy is None:
+            raise EngineError("holds no more of this prefix", where=order.copy_id)
+        loop = asyncio.get_running_loop()
+        acknowledged: asyncio.Future[float] = loop.create_future()
+
+        def arrived(back_s: float) -> None:
+            self._landings.arrived(order.copy_id, copy)
+            if not acknowledged.done():
+                acknowledged.set_result(loop.time() + back_s)
+
+        transfer = self._network.send(self._name, order.host, [(0.0, copy.size_bytes)], arrived)
+        try:
+            last_ack_at = await acknowledged
+        except BaseException:
+            transfer.cancel()
+            raise
+        yield {"stage": "sent", "tokens": copy.tokens, "bytes": copy.size_bytes, "last_ack_at": last_ack_at}
+
+
+class Prefilling:
+    """One prompt's dealings with a cache: `look` in its turn, `keep` when it is computed."""
+
+    def __init__(self, cache: SizedCache, prompt: Prompt, tell_all: bool) -> None:
+        self._cache, self._prompt, self._tell_all = cache, prompt, tell_all
+        self.cached_tokens = 0
+        self._snapshots: tuple[int, ...] = ()
+
+    def look(self) -> int:
+        """How much of it is cached. Those before it in line have filled the cache since it came."""
+        self.cached_tokens = self._cache.find(self._prompt)
+        self._snapshots = self._cache.snapshots_for(self._prompt)
+        return self.cached_tokens
+
+    def keep(self) -> dict[str, Any]:
+        """Keep the rest, for the next; the news of it."""
+        self._cache.keep(self._prompt, self.cached_tokens, self._snapshots)
+        return _news(self._cache, in_full=self._tell_all)
+
+
+def _news(cache: SizedCache, *, in_full: bool) -> dict[str, Any]:
+    return {"stage": "cache", **news_of(cache.pool, in_full=in_full)}
