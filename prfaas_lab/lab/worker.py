@@ -96,11 +96,14 @@ class PairRole:
     """An engine that may change its role: it can do either, and gets the orders of one."""
 
     def __init__(self, order: EngineOrder, model: Any) -> None:
-        self._prefill, self._decode = PrefillRole(order, model), DecodeRole(order, model)
+        self._decode = DecodeRole(order, model)
+        self._prefill = PrefillRole(order, model, receiver=self._decode.receiver)
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
-        routes = [*await self._prefill.open(stack), *await self._decode.open(stack)]
-        return [web.get("/state", self._state), *(route for route in routes if route.path != "/state")]
+        """Caches are copied from and to the pool to resume from; the other holds no more than blocks."""
+        decode, prefill = await self._decode.open(stack), await self._prefill.open(stack)
+        routes = {route.path: route for route in (*decode, *prefill)}
+        return [*(routes | {"/state": web.get("/state", self._state)}).values()]
 
     async def _state(self, http: web.Request) -> web.Response:
         prefill, decode = asdict(self._prefill.stats), asdict(self._decode.stats)
@@ -110,13 +113,15 @@ class PairRole:
 class PrefillRole:
     """Prefills, and sends each layer's chunk while the next computes."""
 
-    def __init__(self, order: EngineOrder, model: Any) -> None:
+    def __init__(self, order: EngineOrder, model: Any, *, receiver: KVReceiver | None = None) -> None:
+        """`receiver`: the one at this engine's address, where another role opens it."""
         executor = prefill_executor(order, model)
         self._layout, self._cache = executor.layout, _cache_of(order, executor.layout, resumable=True)
         self._engine = PrefillEngine(
             executor, max_queue=order.settings.max_queue, clock=time.monotonic, cache=self._cache
         )
         self._order, self._sender = order, _sender(order, executor.layout)
+        self._receiver = receiver
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
         stack.push_async_callback(self._sender.close)
@@ -130,9 +135,11 @@ class PrefillRole:
     async def _copies(self, stack: AsyncExitStack) -> list[web.RouteDef]:
         if self._cache is None:
             return []
-        receiver = _receiver(self._order, self._layout)
-        await receiver.start(self._order.host, self._order.port)
-        stack.push_async_callback(receiver.close)
+        receiver = self._receiver
+        if receiver is None:
+            receiver = _receiver(self._order, self._layout)
+            await receiver.start(self._order.host, self._order.port)
+            stack.push_async_callback(receiver.close)
         return CachePorts(self._cache, self._sender, receiver).routes
 
     @property
@@ -194,17 +201,17 @@ class DecodeRole:
             max_queue=order.settings.max_queue,
             clock=time.monotonic,
         )
-        self._layout, self._receiver = executor.layout, _receiver(order, executor.layout)
+        self._layout, self.receiver = executor.layout, _receiver(order, executor.layout)
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
         await stack.enter_async_context(self._engine)
-        await self._receiver.start(self._order.host, self._order.port)
-        stack.push_async_callback(self._receiver.close)
+        await self.receiver.start(self._order.host, self._order.port)
+        stack.push_async_callback(self.receiver.close)
         routes = [web.get("/state", self._state), web.post("/decode", self._decode)]
         if self._cache is not None:
             sender = _sender(self._order, self._layout)
             stack.push_async_callback(sender.close)
-            routes += CachePorts(self._cache, sender, self._receiver).routes
+            routes += CachePorts(self._cache, sender, self.receiver).routes
         return routes
 
     @property
@@ -224,7 +231,7 @@ class DecodeRole:
                 blocks = order.blocks.prompt() if self._cache and order.blocks else None
                 held_tokens = self._cache.fill(blocks, cache) if self._cache and blocks else 0
                 landing = _Landing(cache)
-                incoming = self._receiver.expect(order.request_id, landing.destination)
+                incoming = self.receiver.expect(order.request_id, landing.destination)
                 try:
                     await stages.say("reserved", held_tokens=held_tokens)
                     received = await incoming.done()

@@ -28,7 +28,7 @@ async def decoded(engine: AnalyticDecode, tokens: int) -> tuple[float, float]:
 
 def test_prompts_are_computed_one_after_the_other_in_the_order_they_came() -> None:
     async def main() -> list[tuple[float, float]]:
-        engine = AnalyticPrefill(lambda tokens: tokens / 100, max_queue=8)
+        engine = AnalyticPrefill(lambda tokens, cached: tokens / 100, max_queue=8)
         return await asyncio.gather(
             at(0.0, engine.run(200, lambda s: None)),
             at(0.5, engine.run(100, lambda s: None)),
@@ -40,7 +40,7 @@ def test_prompts_are_computed_one_after_the_other_in_the_order_they_came() -> No
 
 def test_a_full_prefill_queue_refuses() -> None:
     async def main() -> None:
-        engine = AnalyticPrefill(lambda tokens: 1.0, max_queue=1)
+        engine = AnalyticPrefill(lambda tokens, cached: 1.0, max_queue=1)
         async with asyncio.TaskGroup() as group:
             group.create_task(engine.run(1, lambda s: None))
             group.create_task(engine.run(1, lambda s: None))
@@ -52,7 +52,7 @@ def test_a_full_prefill_queue_refuses() -> None:
 
 def test_a_prompt_that_is_given_up_makes_room_for_the_next() -> None:
     async def main() -> tuple[float, float]:
-        engine = AnalyticPrefill(lambda tokens: float(tokens), max_queue=8)
+        engine = AnalyticPrefill(lambda tokens, cached: float(tokens), max_queue=8)
         first = asyncio.ensure_future(engine.run(10, lambda s: None))
         second = asyncio.ensure_future(engine.run(10, lambda s: None))
         third = asyncio.ensure_future(engine.run(1, lambda s: None))

@@ -77,8 +77,8 @@ def test_what_is_emitted_is_the_layout_each_chunk_in_its_time(tokens: int, cache
     assert list(emitted) == list(segment_keys(LAYOUT, tokens))
     assert sum(size for _, size in emitted.values()) == LAYOUT.request_bytes(tokens)
     growing = [at for key, (at, _) in emitted.items() if key.layer == 3]
-    done = [min(end, tokens) - start for end in range(CHUNK, tokens + CHUNK, CHUNK)]
-    assert growing == pytest.approx([H20.prefill_s(n) if n > 0 else 0.0 for n in done])
+    ends = [min(end, tokens) for end in range(CHUNK, tokens + CHUNK, CHUNK)]
+    assert growing == pytest.approx([H20.prefill_s(end, start) if end > start else 0.0 for end in ends])
 
 
 def received(tokens: int, nonce: int) -> IncomingCache:
