@@ -21,6 +21,10 @@ class LayoutMismatch(HandshakeError):
     """The peers' models lay out their caches differently."""
 
 
+class CompressionMismatch(HandshakeError):
+    """The peers do not compress in the same way."""
+
+
 class PeerLost(TransportError):
     """The peer cannot be reached, or every connection to it died and none came back in time."""
 
@@ -38,7 +42,8 @@ class SegmentRefused(TransportError):
 
 
 class CorruptSegment(TransportError):
-    """A piece of a segment arrived damaged as often as we were willing to send it."""
+    """A piece of a segment arrived damaged as often as we were willing to send it, or a segment arrived
+    whole and is no encoded form of anything."""
 
 
 class TransferCancelled(TransportError):

@@ -7,7 +7,7 @@ cannot be trusted for anything, least of all for where bytes go: it ends the con
 payload ends nothing: it does not match the header's `value`, and is fetched again.
 
     header: version u8, kind u8, pieces u16, transfer u32, length u32, extra u32, value u64, check u32
-    piece:  layer u16, part u16, chunk u32, total u32, offset u32, length u32
+    piece:  layer u16, part u16, chunk u32, size u32, total u32, offset u32, length u32
 
 Meaning of the header's fields by kind:
     ATTACH    transfer: the number that stands for this transfer on this connection; payload: its id
@@ -29,10 +29,10 @@ import xxhash
 
 from prfaas_lab.transport.errors import FrameError
 
-VERSION = 1
+VERSION = 2
 _BODY = struct.Struct("!BBHIIIQ")
 _CHECK = struct.Struct("!I")
-_PIECE = struct.Struct("!HHIIII")
+_PIECE = struct.Struct("!HHIIIII")
 HEADER_BYTES, PIECE_BYTES = _BODY.size + _CHECK.size, _PIECE.size
 MAX_CONTROL_BYTES = 1024
 """Longest payload of any frame but DATA."""
@@ -82,11 +82,13 @@ Key = tuple[int, int, int]
 
 
 class Piece(NamedTuple):
-    """`length` bytes from `offset` of a segment that has `total`."""
+    """`length` bytes from `offset` of the `total` that a segment of `size` takes on the wire: fewer than
+    its size if it is encoded, as many if it is not."""
 
     layer: int
     part: int
     chunk: int
+    size: int
     total: int
     offset: int
     length: int

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.transport.errors import SegmentRefused, TransferCancelled
+from prfaas_lab.transport.codec import Codec
+from prfaas_lab.transport.errors import CorruptSegment, SegmentRefused, TransferCancelled
 from prfaas_lab.transport.frames import Key, Piece, Refusal
 from prfaas_lab.transport.limits import Limits
 
@@ -22,6 +23,8 @@ class Received:
     """A transfer that lies complete and checked in its destination. Times are the receiver's clock."""
 
     bytes: int
+    wire_bytes: int
+    """What they took on the wire, encoded; as many if nothing was."""
     segments: int
     first_byte_at: float
     last_byte_at: float
@@ -40,16 +43,25 @@ class Carrier(Protocol):
 
 
 class _Segment:
-    """A segment of which a part has arrived or is arriving. Its pieces are named by their offset."""
+    """A segment of which a part has arrived or is arriving. Its pieces are named by their offset.
 
-    __slots__ = ("arrived", "arrived_bytes", "destination", "placing")
+    They go to `destination`: the place that the sink gave, or if the segment is encoded to memory that
+    is shorter than its place, to be decoded from there.
+    """
 
-    def __init__(self, destination: memoryview) -> None:
-        self.destination = destination
+    __slots__ = ("arrived", "arrived_bytes", "destination", "place", "placing")
+
+    def __init__(self, place: memoryview, wire_bytes: int) -> None:
+        self.place = place
+        self.destination = place if wire_bytes == len(place) else memoryview(bytearray(wire_bytes))
         self.arrived: dict[int, int] = {}
         """Offset -> length."""
         self.placing: dict[int, Carrier] = {}
         self.arrived_bytes = 0
+
+    @property
+    def encoded(self) -> bool:
+        return self.destination is not self.place
 
     @property
     def has_no_overlap(self) -> bool:
@@ -66,9 +78,10 @@ class Incoming:
 
     def __init__(
         self, transfer_id: str, sink: Sink, limits: Limits, clock: Callable[[], float], now: float,
-        forget: Callable[[Incoming, Refusal | None], None],
+        forget: Callable[[Incoming, Refusal | None], None], codec: Codec | None,
     ) -> None:  # fmt: skip
         self.transfer_id = transfer_id
+        self._codec = codec
         self._sink, self._limits, self._clock, self._forget = sink, limits, clock, forget
         self._partial: dict[Key, _Segment] = {}
         self._whole: set[Key] = set()
@@ -76,20 +89,21 @@ class Incoming:
         self._ended = asyncio.Event()
         self._error: TransportError | None = None
         self._first_byte_at = self._last_byte_at = 0.0
-        self.arrived_bytes = 0
+        self.arrived_bytes = self._placed_bytes = 0
         self.retried = 0
         self.progress_at = now
         self.carriers: dict[Carrier, int] = {}
         self.begun = False
 
     async def done(self) -> Received:
-        """Wait for the whole transfer. Raises PeerLost, TransferTimeout, SegmentRefused or
-        TransferCancelled; what lies in the destination is then worth nothing."""
+        """Wait for the whole transfer. Raises PeerLost, TransferTimeout, SegmentRefused, CorruptSegment
+        or TransferCancelled; what lies in the destination is then worth nothing."""
         await self._ended.wait()  # bounded by the receiver's deadlines, which end the transfer
         if self._error is not None:
             raise self._error
         return Received(
-            bytes=self.arrived_bytes,
+            bytes=self._placed_bytes,
+            wire_bytes=self.arrived_bytes,
             segments=len(self._whole),
             first_byte_at=self._first_byte_at,
             last_byte_at=self._last_byte_at,
@@ -126,11 +140,11 @@ class Incoming:
         """A frame lies checked in the places that `place` gave."""
         self.progress_at = now
         partial = self._partial
-        for (layer, part, chunk, total, offset, length), place in zip(pieces, places, strict=True):
+        for (layer, part, chunk, _, total, offset, length), place in zip(pieces, places, strict=True):
             key = layer, part, chunk
             segment = partial.get(key)
             if segment is None or offset in segment.arrived:
-                continue  # it came twice, or its segment has just turned out to overlap itself
+                continue  # it came twice, or its segment has just turned out to be no good
             filler = segment.placing.pop(offset, None)
             if filler is not carrier:
                 if filler is not None:
@@ -180,16 +194,21 @@ class Incoming:
     # ------------------------------------------------------------------------------------------
 
     def _place(
-        self, carrier: Carrier, layer: int, part: int, chunk: int, total: int, offset: int, length: int
-    ) -> memoryview:
+        self, carrier: Carrier, layer: int, part: int, chunk: int, size: int, total: int, offset: int,
+        length: int,
+    ) -> memoryview:  # fmt: skip
         key = layer, part, chunk
         if key in self._whole:
             return self._again(length)
-        segment = self._partial.get(key) or self._begin(key, total)
-        size = len(segment.destination)
-        if total != size or offset + length > size or (length == 0) != (size == 0):
+        segment = self._partial.get(key) or self._begin(key, size, total)
+        whole = len(segment.destination)
+        if (
+            (size, total) != (len(segment.place), whole)
+            or offset + length > whole
+            or (length == 0) != (whole == 0)
+        ):
             raise SegmentRefused(
-                f"{SegmentKey(*key)}: bytes {offset}+{length} of {total} do not fit its {size}"
+                f"{SegmentKey(*key)}: bytes {offset}+{length} of {total} do not fit its {whole}"
             )
         if offset in segment.arrived or offset in segment.placing:
             return self._again(length)  # two connections never write the same memory
@@ -201,28 +220,38 @@ class Incoming:
         self.retried += 1
         return memoryview(bytearray(length))
 
-    def _begin(self, name: Key, total: int) -> _Segment:
+    def _begin(self, name: Key, size: int, total: int) -> _Segment:
         key = SegmentKey(*name)
-        if total > self._limits.max_segment_bytes:
-            raise SegmentRefused(f"{key} has {total} bytes, the limit is {self._limits.max_segment_bytes}")
+        if size > self._limits.max_segment_bytes:
+            raise SegmentRefused(f"{key} has {size} bytes, the limit is {self._limits.max_segment_bytes}")
+        if total != size and (self._codec is None or not 0 < total < size):
+            raise SegmentRefused(f"{key} has {size} bytes and came as {total}, which was not agreed on")
         if len(self._whole) + len(self._partial) >= self._limits.max_segments:
             raise SegmentRefused(
                 f"{self.transfer_id} has over {self._limits.max_segments} segments, the limit"
             )
         try:
-            destination = memoryview(self._sink(key, total)).cast("B")
+            place = memoryview(self._sink(key, size)).cast("B")
         except (ValueError, LookupError) as error:
-            where = f"{key} of {total} bytes"
+            where = f"{key} of {size} bytes"
             raise SegmentRefused(f"{where} does not belong to {self.transfer_id}: {error}") from error
-        if len(destination) != total or destination.readonly:
-            raise SegmentRefused(f"{key}: its place has {len(destination)} bytes, {total} are coming")
-        segment = self._partial[name] = _Segment(destination)
+        if len(place) != size or place.readonly:
+            raise SegmentRefused(f"{key}: its place has {len(place)} bytes, {size} are coming")
+        segment = self._partial[name] = _Segment(place, total)
         return segment
 
     def _complete(self, key: Key, segment: _Segment) -> None:
         if len(segment.arrived) > 1 and not segment.has_no_overlap:
             self.end(SegmentRefused(f"{SegmentKey(*key)}: its pieces overlap"), Refusal.SEGMENT)
             return
+        if segment.encoded:
+            assert self._codec is not None, "refused when it began"
+            try:
+                self._codec.decode(SegmentKey(*key), segment.destination, segment.place)
+            except CorruptSegment as error:
+                self.end(error, Refusal.CORRUPT)
+                return
+        self._placed_bytes += len(segment.place)
         self._whole.add(key)
         del self._partial[key]
         self._last_byte_at = self._clock()

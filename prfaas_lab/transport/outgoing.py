@@ -10,6 +10,7 @@ from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.transport.codec import Codec
 from prfaas_lab.transport.errors import TransferCancelled
 from prfaas_lab.transport.frames import (
     MAX_PIECES,
@@ -30,6 +31,8 @@ class Sent:
     """A transfer that the receiver holds complete and checked. Times are the sender's clock."""
 
     bytes: int
+    wire_bytes: int
+    """What they took on the wire, encoded; as many if nothing was."""
     first_byte_at: float
     last_ack_at: float
     exposed_s: float
@@ -111,13 +114,13 @@ class Outgoing:
 
     def __init__(
         self, transfer_id: str, number: int, way: Way, clock: Callable[[], float], *,
-        weight: float, expected_bytes: int | None, served: float,
+        weight: float, expected_bytes: int | None, served: float, codec: Codec | None,
     ) -> None:  # fmt: skip
         self.transfer_id, self.number = transfer_id, number
-        self._way, self._clock = way, clock
+        self._way, self._clock, self._codec = way, clock, codec
         self._weight, self._expected_bytes = weight, expected_bytes
         self._served_before = served
-        self._waiting: deque[tuple[Key, memoryview, int]] = deque()
+        self._waiting: deque[tuple[Key, int, memoryview, int]] = deque()
         self._again: deque[Frame] = deque()
         self._keys: set[Key] = set()
         self._finish_due = False
@@ -127,7 +130,9 @@ class Outgoing:
         self._ended = asyncio.Event()
         self._error: TransportError | None = None
         self._sent: Sent | None = None
+        self.payload_bytes = 0
         self.enqueued_bytes = self.taken_bytes = self.acked_bytes = 0
+        """On the wire, as are all that connections count."""
         self.retried = 0
         self._room = asyncio.Event()
 
@@ -141,9 +146,11 @@ class Outgoing:
         name = key.layer, key.part, key.chunk
         if name in self._keys or not _fits(name, len(view)):
             raise ValueError(f"{key} of {len(view)} bytes was sent already, or is out of range")
+        wire = view if self._codec is None else memoryview(self._codec.encode(key, view))
         self._keys.add(name)
-        self._waiting.append((name, view, 0))
-        self.enqueued_bytes += len(view)
+        self._waiting.append((name, len(view), wire, 0))
+        self.payload_bytes += len(view)
+        self.enqueued_bytes += len(wire)
         self._way.ready(self)
 
     async def drain(self, high_bytes: int) -> None:
@@ -260,7 +267,8 @@ class Outgoing:
             return
         now = self._clock()
         self._sent = Sent(
-            bytes=self.enqueued_bytes,
+            bytes=self.payload_bytes,
+            wire_bytes=self.enqueued_bytes,
             first_byte_at=now if self._first_byte_at is None else self._first_byte_at,
             last_ack_at=now,
             exposed_s=now - (now if self._finish_at is None else self._finish_at),
@@ -279,14 +287,14 @@ class Outgoing:
         payloads: list[Bytes] = []
         left = limit_bytes
         while self._waiting and left > 0 and len(pieces) < MAX_PIECES:
-            key, view, offset = self._waiting[0]
+            key, size, view, offset = self._waiting[0]
             total = len(view)
             length = min(total - offset, left)
             if offset + length < total:
-                self._waiting[0] = (key, view, offset + length)
+                self._waiting[0] = (key, size, view, offset + length)
             else:
                 self._waiting.popleft()
-            pieces.append(Piece(*key, total, offset, length))
+            pieces.append(Piece(*key, size, total, offset, length))
             payloads.append(view if length == total else view[offset : offset + length])
             left -= length
         payload_bytes = limit_bytes - left

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.codec import Codec, number_of
 from prfaas_lab.transport.errors import PeerLost, TransferCancelled, TransferTimeout
 from prfaas_lab.transport.frames import Refusal
 from prfaas_lab.transport.handshake import HELLO_BYTES, PROOF_BYTES, Bounds, ReceiverHandshake
@@ -24,14 +25,16 @@ _REMEMBERED = 4096
 class KVReceiver:
     """Receives KVCache from any number of senders of the same run and layout.
 
-    `key` is the run's secret, `fingerprint` the 32 bytes of the cache layout, `clock` what the
-    times in `Received` are read from. `refusals` counts handshakes that failed, by error name.
+    `key` is the run's secret, `fingerprint` the 32 bytes of the cache layout, `codec` what both ends
+    compress with, `clock` what the times in `Received` are read from. `refusals` counts handshakes that
+    failed, by error name.
     """
 
     def __init__(
-        self, *, key: bytes, fingerprint: bytes, settings: Limits | None = None, clock: Callable[[], float]
-    ) -> None:
-        self._key, self._fingerprint, self._clock = key, fingerprint, clock
+        self, *, key: bytes, fingerprint: bytes, settings: Limits | None = None,
+        codec: Codec | None = None, clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._key, self._fingerprint, self._codec, self._clock = key, fingerprint, codec, clock
         self._settings = settings or Limits()
         self._scratch = memoryview(bytearray(self._settings.max_frame_bytes))
         self._expected: dict[str, Incoming] = {}
@@ -78,7 +81,9 @@ class KVReceiver:
         if transfer_id in self._expected:
             raise ValueError(f"transfer {transfer_id} is expected already")
         self._past.pop(transfer_id, None)
-        incoming = Incoming(transfer_id, sink, self._settings, self._clock, self._loop.time(), self._forget)
+        incoming = Incoming(
+            transfer_id, sink, self._settings, self._clock, self._loop.time(), self._forget, self._codec
+        )
         self._expected[transfer_id] = incoming
         return incoming
 
@@ -143,7 +148,7 @@ class KVReceiver:
     async def _shake_hands(self, sock: socket.socket) -> None:
         settings = self._settings
         bounds = Bounds(settings.window_bytes, settings.max_frame_bytes)
-        handshake = ReceiverHandshake(self._key, self._fingerprint, bounds)
+        handshake = ReceiverHandshake(self._key, self._fingerprint, bounds, number_of(self._codec))
         await write_all(sock, handshake.greeted(await read_exactly(sock, HELLO_BYTES)))
         proof = await read_exactly(sock, PROOF_BYTES)
         answer, error = handshake.proved(proof, full=len(self.inlets) >= settings.max_connections)

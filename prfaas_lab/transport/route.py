@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.codec import Codec, number_of
 from prfaas_lab.transport.congestion import ConnectionSample, PathMonitor, PathSample, read_connection
 from prfaas_lab.transport.errors import (
     CorruptSegment,
@@ -45,10 +46,11 @@ class Route:
 
     def __init__(
         self, peer: tuple[str, int], key: bytes, fingerprint: bytes, settings: Limits,
-        clock: Callable[[], float],
+        codec: Codec | None, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.peer = peer
         self._key, self._fingerprint, self._settings, self._clock = key, fingerprint, settings, clock
+        self._codec = codec
         self._policy = POLICIES[settings.policy]
         self._wanted = settings.connections_to_peer()
         self._loop = asyncio.get_running_loop()
@@ -73,16 +75,19 @@ class Route:
 
     # -- for the sender ------------------------------------------------------------------------
 
-    async def open(self, transfer_id: str, *, weight: float, expected_bytes: int | None) -> Outgoing:
+    async def open(
+        self, transfer_id: str, *, weight: float, expected_bytes: int | None, exact: bool
+    ) -> Outgoing:
         """Raises PeerLost, or the handshake's error when the peer is the wrong one."""
         if not self.streams:
             async with self._dialling:
                 if not self.streams:
                     await self._dial()
         served = min((t.served for t in self._ready.values()), default=0.0)
+        codec = None if exact and self._codec and self._codec.lossy else self._codec
         outgoing = Outgoing(
             transfer_id, next(self._numbers), self, self._clock,
-            weight=weight, expected_bytes=expected_bytes, served=served,
+            weight=weight, expected_bytes=expected_bytes, served=served, codec=codec,
         )  # fmt: skip
         self.transfers[outgoing.number] = outgoing
         self._attach(outgoing)
@@ -238,7 +243,7 @@ class Route:
         self._add(SendStream(sock, self, self._settings))
 
     async def _shake_hands(self, sock: socket.socket) -> None:
-        handshake = SenderHandshake(self._key, self._fingerprint)
+        handshake = SenderHandshake(self._key, self._fingerprint, number_of(self._codec))
         await write_all(sock, handshake.hello())
         await write_all(sock, handshake.challenged(await read_exactly(sock, CHALLENGE_BYTES)))
         theirs = handshake.welcomed(await read_exactly(sock, WELCOME_BYTES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from prfaas_lab.transport.codec import Codec
 from prfaas_lab.transport.congestion import PathSample
 from prfaas_lab.transport.frames import MAX_CONTROL_BYTES
 from prfaas_lab.transport.limits import Limits
@@ -14,14 +15,15 @@ from prfaas_lab.transport.route import Route
 class KVSender:
     """Sends KVCache to any number of receivers of the same run and layout.
 
-    `key` is the run's secret, `fingerprint` the 32 bytes of the cache layout, `clock` what the
-    times in `Sent` are read from.
+    `key` is the run's secret, `fingerprint` the 32 bytes of the cache layout, `codec` what both ends
+    compress with, `clock` what the times in `Sent` are read from.
     """
 
     def __init__(
-        self, *, key: bytes, fingerprint: bytes, settings: Limits | None = None, clock: Callable[[], float]
-    ) -> None:
-        self._key, self._fingerprint, self._clock = key, fingerprint, clock
+        self, *, key: bytes, fingerprint: bytes, settings: Limits | None = None,
+        codec: Codec | None = None, clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._key, self._fingerprint, self._codec, self._clock = key, fingerprint, codec, clock
         self._settings = settings or Limits()
         self.routes: dict[tuple[str, int], Route] = {}
 
@@ -32,12 +34,14 @@ class KVSender:
         *,
         weight: float = 1.0,
         expected_bytes: int | None = None,
+        exact: bool = False,
     ) -> Outgoing:
         """Begin a transfer that `peer` expects under this id; dials on first use.
 
-        `weight` counts under the policy `weighted`, `expected_bytes` under `shortest`. Raises
-        PeerLost when the peer cannot be reached, KeyMismatch or LayoutMismatch when it is the
-        wrong one. That a transfer is not expected shows on the next `send`, or in `finish`.
+        `weight` counts under the policy `weighted`, `expected_bytes` under `shortest`; `exact` sends
+        as it is what a lossy codec would alter. Raises PeerLost when the peer cannot be reached,
+        KeyMismatch, LayoutMismatch or CompressionMismatch when it is the wrong one. That a transfer is
+        not expected shows on the next `send`, or in `finish`.
         """
         if not 0 < len(transfer_id.encode()) <= MAX_CONTROL_BYTES:
             raise ValueError(f"a transfer id has 1 to {MAX_CONTROL_BYTES} bytes")
@@ -45,8 +49,10 @@ class KVSender:
             raise ValueError(f"a weight is more than zero, not {weight}")
         route = self.routes.get(peer)
         if route is None:
-            route = self.routes[peer] = Route(peer, self._key, self._fingerprint, self._settings, self._clock)
-        return await route.open(transfer_id, weight=weight, expected_bytes=expected_bytes)
+            route = self.routes[peer] = Route(
+                peer, self._key, self._fingerprint, self._settings, self._codec, self._clock
+            )
+        return await route.open(transfer_id, weight=weight, expected_bytes=expected_bytes, exact=exact)
 
     def paths(self) -> dict[tuple[str, int], PathSample]:
         """The latest sample of the path to each peer, at most `sample_interval_s` old."""

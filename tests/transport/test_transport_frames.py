@@ -49,7 +49,7 @@ class Collector:
 
 
 def data_frame(*payloads: bytes) -> bytes:
-    pieces = [Piece(1, 2, n, len(p), 0, len(p)) for n, p in enumerate(payloads)]
+    pieces = [Piece(1, 2, n, len(p), len(p), 0, len(p)) for n, p in enumerate(payloads)]
     return encode_data(7, pieces, payloads) + b"".join(payloads)
 
 

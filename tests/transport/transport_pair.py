@@ -12,6 +12,7 @@ import numpy as np
 
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport import Incoming, KVReceiver, KVSender, Limits, Outgoing
+from prfaas_lab.transport.codec import Codec
 
 KEY, FINGERPRINT = b"k" * 32, b"f" * 32
 FAST = Limits(
@@ -32,12 +33,15 @@ class Pair:
 async def pair(
     sending: Limits = FAST, receiving: Limits | None = None, *,
     through: Callable[[bytes], bytes] | None = None, key: bytes = KEY, fingerprint: bytes = FINGERPRINT,
+    codec: Codec | None = None, their_codec: Codec | None = None,
 ) -> AsyncIterator[Pair]:  # fmt: skip
-    """`key` and `fingerprint` are the sender's; `through` is what a proxy does to the sender's bytes."""
+    """`key` and `fingerprint` are the sender's; `through` is what a proxy does to the sender's bytes;
+    the receiver has the sender's `codec` unless it has one of its own."""
     receiver = KVReceiver(
-        key=KEY, fingerprint=FINGERPRINT, settings=receiving or sending, clock=time.monotonic
-    )
-    sender = KVSender(key=key, fingerprint=fingerprint, settings=sending, clock=time.monotonic)
+        key=KEY, fingerprint=FINGERPRINT, settings=receiving or sending, codec=their_codec or codec,
+        clock=time.monotonic,
+    )  # fmt: skip
+    sender = KVSender(key=key, fingerprint=fingerprint, settings=sending, codec=codec, clock=time.monotonic)
     await receiver.start("127.0.0.1", 0)
     try:
         async with contextlib.AsyncExitStack() as stack:
