@@ -20,6 +20,7 @@ from prfaas_lab.lab.deployment import Options
 from prfaas_lab.lab.run import Outcome, run_scenario
 from prfaas_lab.spec.load import load_scenario
 from prfaas_lab.spec.scenario import Resolved, Scenario
+from prfaas_lab.spec.topology import Misfit
 from prfaas_lab.spec.words import say
 
 _SIGNAL_STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
@@ -45,6 +46,10 @@ def scenario(
     cache: Annotated[
         str | None, typer.Option(help="off: without the prefix cache, on the same seed.", metavar="on|off")
     ] = None,
+    compression: Annotated[
+        str | None,
+        typer.Option(help="How KVCache crosses: as it is, lossless or lossy.", metavar="none|zstd|int8"),
+    ] = None,
     shaper: Annotated[
         str, typer.Option(help="How links are shaped: auto, netem, tun or relay (see prfaas-lab doctor).")
     ] = "auto",
@@ -69,7 +74,9 @@ def scenario(
     """
     reexec_in_userns()
     read = load_scenario(found(file))
-    resolved = overridden(read, policy=policy, threshold=threshold, seed=seed, cache=cache)
+    resolved = overridden(
+        read, policy=policy, threshold=threshold, seed=seed, cache=cache, compression=compression
+    )
     options = Options(
         out=out or fresh_directory(resolved.scenario.name),
         shaper=shaper,
@@ -94,22 +101,30 @@ def overridden(
     threshold: str | None,
     seed: int | None,
     cache: str | None = None,
+    compression: str | None = None,
 ) -> Resolved:
     """The scenario with what the command line says instead. Raises SpecError for what it cannot be."""
-    asked: dict[str, Any] = {"name": policy, "threshold": threshold}
     scenario = resolved.scenario
-    changed = scenario.policy.model_dump() | {key: value for key, value in asked.items() if value is not None}
-    fields = {name: getattr(scenario, name) for name in Scenario.model_fields} | {"policy": changed}
-    fields |= {name: value for name, value in (("seed", seed), ("cache", cache)) if value is not None}
+    fields = {name: getattr(scenario, name) for name in Scenario.model_fields}
+    fields["policy"] = scenario.policy.model_dump() | _given(name=policy, threshold=threshold)
+    fields["transport"] = scenario.transport.model_dump() | _given(compression=compression)
+    fields |= _given(seed=seed, cache=cache)
     try:
         return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
     except ValidationError as error:
-        raise SpecError([_option_problem(fields, detail) for detail in error.errors()]) from error
+        problems = [text for detail in error.errors() for text in _option_problems(fields, detail)]
+        raise SpecError(problems) from error
 
 
-def _option_problem(fields: dict[str, Any], detail: ErrorDetails) -> str:
-    path = tuple(detail["loc"])
-    return f"--{path[-1]}: {say(Scenario, fields, path, detail)}"
+def _given(**asked: Any) -> dict[str, Any]:
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _option_problems(fields: dict[str, Any], detail: ErrorDetails) -> list[str]:
+    path, error = tuple(detail["loc"]), detail.get("ctx", {}).get("error")
+    if isinstance(error, Misfit):
+        return [f"--{below[-1]}: {text}" for below, text in error.problems]
+    return [f"--{path[-1]}: {say(Scenario, fields, path, detail)}"]
 
 
 def fresh_directory(name: str) -> Path:

@@ -185,9 +185,11 @@ def requests(state: ScreenState, width: int, glyphs: Glyphs) -> Lines:
         f" {dot} ",
         (f"{tally.failed} failed", st.BAD if tally.failed else ""),
     )
-    wrong, right = tally.verified["mismatch"], tally.verified.total() - tally.verified["mismatch"]
+    wrong, differing = tally.verified["mismatch"], tally.verified["differs"]
+    right = tally.verified.total() - wrong - differing
     verified = st.line(
         (f"verified {right} {glyphs.done}", st.GOOD if right else st.LABEL),
+        (f" {differing} differ" if differing else "", st.WARN),
         " ",
         (f"{wrong} {glyphs.wrong}", st.BAD if wrong else st.LABEL),
     )

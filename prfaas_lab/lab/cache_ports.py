@@ -17,7 +17,8 @@ from prfaas_lab.transport import KVReceiver, KVSender
 
 
 class CachePorts:
-    """Copies cross the same connections as the KVCache of requests does, and count as its traffic."""
+    """Copies cross the same connections as the KVCache of requests does, and count as its traffic. They
+    are exact whatever the compression: what prefill resumes from must not lose more with every copy."""
 
     def __init__(self, cache: PrefixCache, sender: KVSender, receiver: KVReceiver) -> None:
         self._cache, self._sender, self._receiver = cache, sender, receiver
@@ -49,7 +50,7 @@ class CachePorts:
             tokens, segments = self._cache.segments_beyond(order.blocks.prompt(), order.held_tokens)
             if not segments:
                 raise EngineError("holds no more of this prefix", where=order.copy_id)
-            outgoing = await self._sender.open(order.copy_id, (order.host, order.port))
+            outgoing = await self._sender.open(order.copy_id, (order.host, order.port), exact=True)
             try:
                 for key, segment in segments:
                     outgoing.send(key, segment)

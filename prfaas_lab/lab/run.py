@@ -75,7 +75,8 @@ class _Drive:
         wanted = min(os.cpu_count() or 1, len(self.answers))
         verifiers = [await deployment.start_verifier(number) for number in range(wanted)]
         if verifiers:
-            await verify(self.answers, verifiers, deployment.ledger)
+            lossy = deployment.resolved.scenario.transport.lossy
+            await verify(self.answers, verifiers, deployment.ledger, lossy=lossy)
 
 
 def _payload_verified(request: Request, ledger: Ledger) -> None:

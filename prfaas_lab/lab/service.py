@@ -323,6 +323,7 @@ class Service:
                 received_bytes=received["bytes"],
                 retried_chunks=sent["retried"],
                 held_bytes=held_bytes,
+                wire_bytes=sent.get("wire_bytes"),
                 **ends,
             )
         )

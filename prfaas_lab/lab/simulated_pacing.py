@@ -14,7 +14,13 @@ from prfaas_lab.spec.scenario import Resolved
 def simulated_pacing(resolved: Resolved, measured: Path | None = None) -> Pacing:
     """As the scenario says when its engines are paced. The real model's time and bytes are not
     scaled, and its profile is `measured`, or the shipped one of its name. Raises LabError when there
-    is none."""
+    is none, or KVCache is to be compressed, which no profile says the size of."""
+    if resolved.scenario.transport.compression != "none":
+        raise LabError(
+            "how far KVCache shrinks depends on its bytes, and a simulation has none",
+            where="transport.compression",
+            remedy="simulate it with none, or run prfaas-lab scenario",
+        )
     pacing = pacing_of(resolved)
     if pacing is not None:
         return pacing

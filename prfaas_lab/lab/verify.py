@@ -29,8 +29,11 @@ def chosen(request_id: str, share: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-async def verify(answers: Iterable[Answer], verifiers: Iterable[tuple[str, str]], ledger: Ledger) -> None:
-    """Compare every answer, spread over the verifiers, given as (name, control socket).
+async def verify(
+    answers: Iterable[Answer], verifiers: Iterable[tuple[str, str]], ledger: Ledger, *, lossy: bool = False
+) -> None:
+    """Compare every answer, spread over the verifiers, given as (name, control socket). `lossy`: KVCache
+    crossed in a form that may alter them.
 
     Raises EngineError when a verifier dies: an unfinished check proves nothing.
     """
@@ -40,7 +43,7 @@ async def verify(answers: Iterable[Answer], verifiers: Iterable[tuple[str, str]]
 
     async def work(client: ControlClient) -> None:
         while waiting:
-            await _verify_one(waiting.pop(), client, ledger)
+            await _verify_one(waiting.pop(), client, ledger, lossy)
             done = ledger.tally.verified.total()
             ledger.record(ev.PhaseChanged(at_s=ledger.now(), name="verifying", done=done, total=total))
 
@@ -50,12 +53,18 @@ async def verify(answers: Iterable[Answer], verifiers: Iterable[tuple[str, str]]
             group.create_task(work(client), name=name)
 
 
-async def _verify_one(answer: Answer, client: ControlClient, ledger: Ledger) -> None:
+async def _verify_one(answer: Answer, client: ControlClient, ledger: Ledger, lossy: bool) -> None:
     request = answer.request
     order = VerifyOrder(request_id=request.id, prompt=request.prompt, tokens=answer.tokens)
     result = await client.ask("/verify", order)
+    outcome = "differs" if lossy and result["outcome"] == "mismatch" else result["outcome"]
     ledger.record(
         ev.RequestVerified(
-            at_s=ledger.now(), request_id=request.id, outcome=result["outcome"], detail=result["detail"]
+            at_s=ledger.now(),
+            request_id=request.id,
+            outcome=outcome,
+            detail=result["detail"],
+            compared_tokens=len(answer.tokens),
+            equal_tokens=result["equal_tokens"],
         )
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.buffers import IncomingCache
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
+from prfaas_lab.transport.codec import codec_for
 
 _LARGEST_ORDER_BYTES = 1 << 26
 
@@ -294,7 +296,8 @@ class VerifierRole:
         order = VerifyOrder.model_validate_json(await http.read())
         reference = generate(self._model, order.prompt, len(order.tokens), self._chunk_tokens)
         outcome, detail = explain(reference, order.tokens)
-        return web.json_response({"outcome": outcome, "detail": detail})
+        equal_tokens = sum(map(operator.eq, reference.tokens, order.tokens))
+        return web.json_response({"outcome": outcome, "detail": detail, "equal_tokens": equal_tokens})
 
 
 def _cache_of(order: EngineOrder, layout: CacheLayout, *, resumable: bool) -> PrefixCache | None:
@@ -316,6 +319,7 @@ def _sender(order: EngineOrder, layout: CacheLayout) -> KVSender:
         key=bytes.fromhex(order.key_hex),
         fingerprint=layout.fingerprint,
         settings=_limits(order),
+        codec=codec_for(order.transport.compression, layout),
         clock=time.monotonic,
     )
 
@@ -325,6 +329,7 @@ def _receiver(order: EngineOrder, layout: CacheLayout) -> KVReceiver:
         key=bytes.fromhex(order.key_hex),
         fingerprint=layout.fingerprint,
         settings=_limits(order),
+        codec=codec_for(order.transport.compression, layout),
         clock=time.monotonic,
     )
 

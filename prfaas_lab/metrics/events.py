@@ -35,6 +35,8 @@ class RunStarted(Event, frozen=True, kw_only=True):
     """What of it is left out of the steady-state figures."""
     requests: int | None = None
     verify_share: float = 0.0
+    compression: str = "none"
+    """How KVCache crosses: none, zstd or int8 (which is lossy)."""
     verify_what: str = "tokens"
     """`tokens`: with one-process generation. `payload`: a paced run's bytes, segment by segment, at
     the receiver, and their number with the layout's prediction."""
@@ -114,6 +116,8 @@ class TransferFinished(RequestEvent, frozen=True, kw_only=True):
     retried_chunks: int = 0
     held_bytes: int = 0
     """KVCache of the prompt that did not cross, since the decode engine held it already."""
+    wire_bytes: int | None = None
+    """What the bytes that were sent took on the wire, compressed; None: they crossed as they are."""
 
 
 class CacheRestored(RequestEvent, frozen=True, kw_only=True):
@@ -144,10 +148,14 @@ class RequestFailed(RequestEvent, frozen=True, kw_only=True):
 
 
 class RequestVerified(RequestEvent, frozen=True, kw_only=True):
-    """The output was compared with one-process generation. `outcome`: match, tie or mismatch."""
+    """The output was compared with one-process generation. `outcome`: match, tie or mismatch; or, where
+    KVCache crossed in a lossy form and that is no fault, `differs`."""
 
     outcome: str
     detail: str = ""
+    compared_tokens: int = 0
+    equal_tokens: int = 0
+    """Of the output, and how many of them are the same at the same place; 0 where no tokens are compared."""
 
 
 class LinkMeasured(Event, frozen=True, kw_only=True):

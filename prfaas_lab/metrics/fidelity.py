@@ -69,11 +69,11 @@ def _losses(tally: Tally, totals: Totals) -> Iterator[str]:
 
 def _bypasses(tally: Tally, totals: Totals) -> Iterator[str]:
     """KVCache that crossed between two datacenters must show in the counters of a link between."""
-    for (source, destination), payload in totals.payloads.items():
+    for (source, destination), crossed in totals.crossed.items():
         carried = [d.carried_bytes for d in _directions_out(tally, source, destination) if d.last]
-        if carried and sum(carried) < payload:
+        if carried and sum(carried) < crossed:
             yield (
-                f"{source} sent {payload} bytes of KVCache to {destination}, but the links between"
+                f"{source} sent {crossed} bytes of KVCache to {destination}, but the links between"
                 f" them counted {sum(carried)}: traffic went around the shaped link"
             )
 

@@ -54,6 +54,8 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     destination: str | None = None
     sent_bytes: int = 0
     received_bytes: int = 0
+    wire_bytes: int = 0
+    """What they took on the wire, compressed."""
     retried_chunks: int = 0
 
     finish: str = ""
@@ -128,6 +130,7 @@ def _transfer_finished(record: RequestRecord, event: ev.TransferFinished) -> Non
     record.transfer_finished_s = event.at_s
     record.source, record.destination = event.source, event.destination
     record.sent_bytes, record.received_bytes = event.sent_bytes, event.received_bytes
+    record.wire_bytes = event.received_bytes if event.wire_bytes is None else event.wire_bytes
     record.retried_chunks = event.retried_chunks
 
 

@@ -27,6 +27,7 @@ def run_started(
         duration_s=scenario.duration * scenario.time_scale,
         warm_up_s=scenario.warm_up * scenario.time_scale,
         requests=scenario.workload.requests,
+        compression=scenario.transport.compression,
         verify_share=0.0 if mode == "simulate" else scenario.verify.share,  # which has no outputs to verify
         verify_what="payload" if paced else "tokens",
         cpu_tolerance=scenario.tolerance.cpu,

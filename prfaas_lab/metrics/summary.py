@@ -27,12 +27,8 @@ def summarize(tally: Tally) -> Json:
         **_latencies(tally, totals),
         "steady": totals.steady.summary(tally.window),
         "handover": _handover(totals),
-        "verify": {
-            "what": tally.run.verify_what if tally.run else None,
-            "compared": tally.verified.total(),
-            "mismatched": tally.verified["mismatch"],
-            "ties": tally.verified["tie"],
-        },
+        "verify": _verify(tally),
+        "transport": _transport(tally, totals),
         "cache": tally.caches.report(tally.sites),
         "links": {name: _link(tally, name) for name in _link_names(tally)},
         "engines": {name: _engine(tally, engine) for name, engine in sorted(tally.engines.items())},
@@ -109,6 +105,30 @@ def _handover(totals: Totals) -> Json:
 def _leg(samples: Samples) -> Json:
     statistics = samples.statistics()
     return {"mean": statistics.mean, "p90": statistics.p90}
+
+
+def _verify(tally: Tally) -> Json:
+    """Mismatches are faults; outputs that differ where KVCache crosses in a lossy form are not. The shares
+    are of the outputs that are the same in every token, and of tokens that are the same at the same place."""
+    what, outcomes = tally.run.verify_what if tally.run else None, tally.verified
+    return {
+        "what": what,
+        "compared": outcomes.total(),
+        "mismatched": outcomes["mismatch"],
+        "differing": outcomes["differs"],
+        "ties": outcomes["tie"],
+        "output_agreement": _ratio(outcomes["match"], outcomes.total()),
+        "token_agreement": _ratio(tally.equal_tokens, tally.compared_tokens),
+    }
+
+
+def _transport(tally: Tally, totals: Totals) -> Json:
+    """KVCache of completed requests on the wire; the ratio is its size to that, 1 as it is."""
+    return {
+        "compression": tally.run.compression if tally.run else None,
+        "wire_bytes": totals.wire_bytes,
+        "compression_ratio": _ratio(totals.kvcache_bytes, totals.wire_bytes),
+    }
 
 
 def _link_names(tally: Tally) -> list[str]:

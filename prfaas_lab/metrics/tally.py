@@ -51,6 +51,7 @@ class Tally:
         self.requests: dict[str, RequestRecord] = {}
         self.outcomes: Counter[str] = Counter()
         self.verified: Counter[str] = Counter()
+        self.compared_tokens = self.equal_tokens = 0
         self.routed = self.offloaded = self.emitted_tokens = 0
         self.itl_ms = Samples()
         self.bunched_gaps = 0
@@ -199,6 +200,8 @@ class Tally:
     def _verified(self, event: ev.RequestVerified) -> None:
         self._stamp(event)
         self.verified[event.outcome] += 1
+        self.compared_tokens += event.compared_tokens
+        self.equal_tokens += event.equal_tokens
 
     def _prefilled(self, event: ev.PrefillFinished) -> None:
         self._stamp(event)

@@ -53,15 +53,16 @@ class Totals:
 
     def __init__(self) -> None:
         self.completed = 0
-        self.input_tokens = self.output_tokens = self.cached_tokens = self.kvcache_bytes = 0
+        self.input_tokens = self.output_tokens = self.cached_tokens = 0
+        self.kvcache_bytes = self.wire_bytes = 0
         self.ttft_ms, self.tpot_ms, self.e2el_ms = (Samples(_EXACT, "d") for _ in range(3))
         self.legs = {"all": Legs(), "offloaded": Legs(), "local": Legs()}
         self.steady = SteadyState()
         self.broken: dict[str, Broken] = {}
         self.failures: Counter[Failure] = Counter()
         self.first_failures: dict[Failure, str] = {}
-        self.payloads: Counter[tuple[str, str]] = Counter()
-        """KVCache bytes that crossed, by (source, destination) datacenter."""
+        self.crossed: Counter[tuple[str, str]] = Counter()
+        """What KVCache took on the wire, in bytes, by (source, destination) datacenter."""
 
     def copy(self) -> Totals:
         return copy.deepcopy(self)
@@ -77,7 +78,7 @@ class Totals:
                 self._add_violation(violation)
             ends = sites.get(record.source or ""), sites.get(record.destination or "")
             if ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
-                self.payloads[ends[0], ends[1]] += record.received_bytes
+                self.crossed[ends[0], ends[1]] += record.wire_bytes
             if record.outcome == "completed":
                 completed.append(account)
             elif record.outcome == "failed":
@@ -99,6 +100,7 @@ class Totals:
         self.output_tokens += sum([record.emitted_tokens for record in records])
         self.cached_tokens += sum([record.cached_tokens or 0 for record in records])
         self.kvcache_bytes += sum([record.received_bytes for record in records])
+        self.wire_bytes += sum([record.wire_bytes for record in records])
         self.ttft_ms.extend([1e3 * ttft for record in records if (ttft := record.ttft_s) is not None])
         self.tpot_ms.extend([1e3 * tpot for record in records if (tpot := record.tpot_s) is not None])
         self.e2el_ms.extend([1e3 * e2el for record in records if (e2el := record.e2el_s) is not None])

@@ -29,7 +29,7 @@ from prfaas_lab.spec.network import (
     Steps,
 )
 from prfaas_lab.spec.quantities import Count, Duration, Fraction, Number, Size, Tokens
-from prfaas_lab.spec.topology import Name, Spec, Topology
+from prfaas_lab.spec.topology import Misfit, Name, Spec, Topology
 from prfaas_lab.spec.workload import (
     Arrivals,
     ClosedLoop,
@@ -122,6 +122,16 @@ class TransportSettings(Spec):
     connections: Connections = Field(default="auto", description="TCP connections per engine pair")
     timeout: Duration = Field(default=30.0, gt=0, description="without progress, a transfer has failed")
     window: Size = Field(default=64 * 2**20, gt=0, description="bytes a receiver lets be in flight")
+    compression: Literal["none", "zstd", "int8"] = Field(
+        default="none",
+        description="zstd: lossless; int8: attention's keys and values quantised, states exact, so that "
+        "outputs may differ (the summary tells how many agree)",
+    )
+
+    @property
+    def lossy(self) -> bool:
+        """Whether what arrives may differ from what was sent."""
+        return self.compression == "int8"
 
 
 class Policy(Named):
@@ -210,6 +220,16 @@ class Scenario(Spec):
     )
     verify: Verify = Field(default=Verify(), description="how many outputs are checked")
     tolerance: Tolerance = Field(default=Tolerance(), description="when a run is still believed")
+
+    @model_validator(mode="after")
+    def _only_real_kvcache_is_compressed(self) -> Scenario:
+        if self.engine.executor == "paced" and self.transport.compression != "none":
+            text = (
+                "would compress what paced engines send, noise that only has the size of KVCache"
+                " (write none, or engine.executor: torch)"
+            )
+            raise Misfit((["transport", "compression"], text))
+        return self
 
 
 class Resolved(Spec):
