@@ -66,8 +66,8 @@ def _facts(summary: Summary, files: str | None) -> Table:
     table.add_row("routing", _routing(summary))
     if summary.get("cache", {}).get("kept"):
         table.add_row("prefix cache", _cache(summary["cache"]))
-    if summary["transport"]["compression"] not in (None, "none"):
-        table.add_row("compression", _compression(summary["transport"]))
+    if summary.get("transport", {}).get("compression") not in (None, "none"):
+        table.add_row("compression", _compression(summary["transport"], summary["verify"]))
     table.add_row("throughput", _throughput(summary))
     table.add_row("verified", _verified(summary["verify"]))
     if files is not None:
@@ -99,10 +99,13 @@ def _cache(cache: Mapping[str, Any]) -> str:
     return f"{found} of the prompt tokens found, {cache['copies']} prefixes copied between engines"
 
 
-def _compression(transport: Mapping[str, Any]) -> str:
-    ratio = transport["compression_ratio"]
+def _compression(transport: Mapping[str, Any], verify: Mapping[str, Any]) -> str:
+    ratio, tokens, outputs = (
+        transport["compression_ratio"], verify["token_agreement"], verify["output_agreement"]
+    )  # fmt: skip
     shrunk = "-" if ratio is None else f"{ratio:.2f} to 1"
-    return f"{transport['compression']}, {shrunk}: {st.size(transport['wire_bytes'])} on the wire"
+    agree = "" if tokens is None else f"; {tokens:.1%} of tokens and {outputs:.1%} of outputs agree"
+    return f"{transport['compression']}, {shrunk}: {st.size(transport['wire_bytes'])} on the wire{agree}"
 
 
 def _throughput(summary: Summary) -> str:
@@ -119,14 +122,8 @@ def _verified(verify: Summary) -> Text:
         f"{verify['compared']} {_COMPARED[verify.get('what') or 'tokens']}, ",
         (f"{wrong} mismatched", st.BAD if wrong else st.GOOD if verify["compared"] else ""),
         f" ({verify['ties']} ties)" if verify["ties"] else "",
-        _agreement(verify) if verify["differing"] else "",
+        f", {verify['differing']} differ" if verify.get("differing") else "",
     )
-
-
-def _agreement(verify: Summary) -> str:
-    """What a lossy transport left of the outputs."""
-    tokens, outputs = verify["token_agreement"], verify["output_agreement"]
-    return f"; {verify['differing']} differ: {outputs:.1%} of outputs and {tokens:.1%} of tokens agree"
 
 
 def _latency(summary: Summary) -> Table:

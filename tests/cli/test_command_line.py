@@ -63,6 +63,8 @@ def test_every_documented_command_is_one_that_exists_with_files_that_exist(line:
         (["scenario", "scenarios/smoke.yaml", "--policy", "treshold"], "did you mean threshold?"),
         (["scenario", "scenarios/smoke.yaml", "--threshold", "1Mbit"], "--threshold: '1Mbit' has the unit"),
         (["scenario", "scenarios/smoke.yaml", "--cache", "maybe"], "--cache: 'maybe' is not known here"),
+        (["scenario", "scenarios/smoke.yaml", "--compression", "int4"], "(write none, zstd or int8)"),
+        (["scenario", "scenarios/surge.yaml", "--compression", "zstd"], "--compression: would compress what"),
         (["validate", "tests/spec/broken/scenario-many.yaml"], "did you mean"),
         (["link-test", "scenarios/smoke.yaml"], "scenarios/smoke.yaml"),
         (["link-tset", "x"], "link-test"),

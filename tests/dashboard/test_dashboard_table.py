@@ -41,6 +41,20 @@ def test_the_table_tells_a_run_in_plain_text() -> None:
     assert max(map(len, text.splitlines())) <= PIPED_WIDTH
 
 
+def test_compression_has_a_row_only_where_there_is_any() -> None:
+    assert "compression" not in piped(EVENTS)
+    zstd = [
+        replace(e, compression="zstd") if isinstance(e, ev.RunStarted)
+        else replace(e, wire_bytes=e.sent_bytes // 2) if isinstance(e, ev.TransferFinished)
+        else replace(e, compared_tokens=4, equal_tokens=3) if isinstance(e, ev.RequestVerified)
+        else e
+        for e in EVENTS
+    ]  # fmt: skip
+    (row,) = (line for line in piped(zstd).splitlines() if line.startswith("compression"))
+    assert "zstd, 2.00 to 1" in row
+    assert "75.0% of tokens and 100.0% of outputs agree" in row
+
+
 def test_the_reasons_for_doubt_stand_under_the_verdict() -> None:
     hot = [replace(e, cpu_fraction=0.99) if isinstance(e, ev.MachineSampled) else e for e in EVENTS]
     lines = piped(hot).splitlines()

@@ -119,3 +119,11 @@ def test_a_model_that_was_never_measured_is_refused_by_name() -> None:
     )
     with pytest.raises(LabError, match="mine"):
         simulate(resolved.model_copy(update={"scenario": other}))
+
+
+def test_compression_is_refused_where_there_are_no_bytes_to_compress() -> None:
+    resolved = load_scenario(ROOT / "scenarios" / "smoke.yaml")
+    transport = resolved.scenario.transport.model_copy(update={"compression": "zstd"})
+    scenario = resolved.scenario.model_copy(update={"transport": transport})
+    with pytest.raises(LabError, match="a simulation has none"):
+        simulate(resolved.model_copy(update={"scenario": scenario}))

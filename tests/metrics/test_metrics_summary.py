@@ -34,7 +34,10 @@ NAMED = [
 def test_the_summary_has_the_keys_people_know() -> None:
     summary = summarize(Tally.of(FakeRun().events()))
     assert set(NAMED) <= set(summary)
-    assert set(summary["verify"]) == {"what", "compared", "mismatched", "ties"}
+    assert set(summary["verify"]) == {
+        "what", "compared", "mismatched", "differing", "ties", "output_agreement", "token_agreement",
+    }  # fmt: skip
+    assert set(summary["transport"]) == {"compression", "wire_bytes", "compression_ratio"}
     assert {"bytes", "mean_bps", "utilization", "configured_bps", "measured_bps", "measured_rtt_ms"} <= set(
         summary["links"]["wan"]
     )
@@ -54,6 +57,43 @@ def test_the_figures_are_those_of_the_completed_requests() -> None:
     assert summary["request_throughput"] == pytest.approx(45 / summary["duration"])
     assert summary["total_output_tokens"] == sum(record.output_tokens for record in done)
     assert summary["failures"] == [{"stage": "prefill", "reason": "the engine died", "count": 5}]
+
+
+def compressed(events: list[ev.Event], *, differs: str, wire_share: float) -> list[ev.Event]:
+    """The run with int8 on its wire, and an output that differs in its last token."""
+    out: list[ev.Event] = []
+    for e in events:
+        match e:
+            case ev.RunStarted():
+                e = replace(e, compression="int8")
+            case ev.TransferFinished():
+                e = replace(e, wire_bytes=int(wire_share * e.sent_bytes))
+            case ev.LinkSampled():
+                e = replace(e, bytes_total=int(wire_share * e.bytes_total))
+            case ev.RequestVerified():
+                wrong = e.request_id == differs
+                outcome = "differs" if wrong else "match"
+                e = replace(e, outcome=outcome, compared_tokens=10, equal_tokens=10 - wrong)
+        out.append(e)
+    return out
+
+
+def test_what_compression_gains_and_costs_is_told_and_is_no_fault() -> None:
+    events = compressed(FakeRun(requests=20).events(), differs="r00003", wire_share=0.25)
+    summary = summarize(Tally.of(events))
+    assert summary["fidelity"] == {"verdict": "VALID", "reasons": []}
+    assert summary["transport"]["compression"] == "int8"
+    assert summary["transport"]["compression_ratio"] == pytest.approx(4, rel=1e-3)
+    assert summary["verify"]["mismatched"] == 0
+    assert summary["verify"]["differing"] == 1
+    assert summary["verify"]["output_agreement"] == 19 / 20
+    assert summary["verify"]["token_agreement"] == 199 / 200
+
+
+def test_kvcache_that_crosses_as_it_is_has_a_ratio_of_one() -> None:
+    summary = summarize(Tally.of(FakeRun(requests=5).events()))
+    assert summary["transport"]["wire_bytes"] == summary["total_kvcache_bytes"] > 0
+    assert summary["transport"]["compression_ratio"] == 1
 
 
 def test_failures_of_one_cause_are_counted_together() -> None:
