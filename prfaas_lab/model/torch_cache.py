@@ -37,7 +37,7 @@ def chunk_segments(
     chunk = first // layout.chunk_tokens
     for part, tensor in enumerate(_tensors(cache.layers[layer])):
         if layout.layers[layer].parts[part].kind == "growing":
-            yield SegmentKey(layer, part, chunk), _bytes(tensor[0, :, first:end].transpose(0, 1))
+            yield SegmentKey(layer, part, chunk), segment_of(tensor[0, :, first:end].transpose(0, 1))
 
 
 def state_segments(
@@ -47,7 +47,7 @@ def state_segments(
     last = (tokens - 1) // layout.chunk_tokens
     for part, tensor in enumerate(_tensors(cache.layers[layer])):
         if layout.layers[layer].parts[part].kind == "state":
-            yield SegmentKey(layer, part, last), _bytes(tensor[0])
+            yield SegmentKey(layer, part, last), segment_of(tensor[0])
 
 
 def build_cache(model: PreTrainedModel, incoming: IncomingCache) -> DynamicCache:
@@ -91,6 +91,13 @@ def adopt_state(layer: Any, kind: str, number: int, tensor: torch.Tensor) -> Non
         layer.is_recurrent_states_initialized[number] = True
 
 
+def segment_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor. Always a copy: states are updated in place, and a view of keys would hold the
+    whole cache in memory."""
+    array: Any = tensor.clone(memory_format=torch.contiguous_format).numpy()
+    return memoryview(array).cast("B")
+
+
 def _restore_states(layer: LinearAttentionLayer, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         kind, number = name.rsplit("-", 1)
@@ -127,12 +134,6 @@ def _tensors(layer: object) -> list[torch.Tensor]:
     if isinstance(layer, LinearAttentionLayer):
         return [tensor for _, _, tensor in state_items(layer)]
     return []
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    # Always a copy: states are updated in place, and a view of keys would hold the whole cache in memory.
-    array: Any = tensor.clone(memory_format=torch.contiguous_format).numpy()
-    return memoryview(array).cast("B")
 
 
 def _tensor(memory: bytearray, part: Part, tokens: int) -> torch.Tensor:
