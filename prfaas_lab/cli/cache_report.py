@@ -39,7 +39,8 @@ def cache_report(
         console.print("No engine of this run had a prefix cache: set `cache:` in the topology's datacenters.")
     console.print(_table(report))
     console.print(
-        f"{report['copies']} prefixes copied between engines ({format_size(report['copied_bytes'])}); "
+        f"{report['copies']} prefixes copied between engines ({format_size(report['copied_bytes'])}), "
+        f"{report['answers']} answers handed from decode to prefill ({format_size(report['answer_bytes'])}); "
         f"{format_size(report['held_bytes'])} of KVCache need not cross, for the decode engine had them"
     )
 
@@ -49,7 +50,8 @@ _ROWS = {
     "hits": "  with a hit",
     "hit_rate_requests": "  share",
     "cached_tokens": "prompt tokens found",
-    "computed_tokens": "  computed",
+    "decoded_tokens": "  computed by decode",
+    "computed_tokens": "  to be computed",
     "hit_rate_tokens": "  share found",
     "held_bytes": "KVCache not sent again",
     "memory_bytes": "held at the end",

@@ -96,7 +96,8 @@ def _routing(summary: Summary) -> str:
 def _cache(cache: Mapping[str, Any]) -> str:
     share = cache["hit_rate_tokens"]
     found = "-" if share is None else f"{share:.1%}"
-    return f"{found} of the prompt tokens found, {cache['copies']} prefixes copied between engines"
+    moved = f"{cache['copies']} prefixes copied between engines, {cache['answers']} answers handed over"
+    return f"{found} of the prompt tokens found, {moved}"
 
 
 def _compression(transport: Mapping[str, Any], verify: Mapping[str, Any]) -> str:

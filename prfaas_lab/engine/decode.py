@@ -11,8 +11,12 @@ from types import TracebackType
 from prfaas_lab.engine.executor import DecodeExecutor
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
-from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.buffers import IncomingCache, Produced
 from prfaas_lab.workload.request import GREEDY, Sampling
+
+
+def _ignore(_: Produced | None) -> None:
+    """What was computed is not wanted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class _Sequence:
     report_tokens: int
     first_token: int = -1
     produced: int = 0
+    on_left: Callable[[Produced | None], None] = _ignore
     gone: bool = False
     unsaid: list[int] = field(default_factory=list)
     ready: asyncio.Queue[tuple[int, ...] | Exception] = field(init=False)
@@ -146,17 +151,23 @@ class DecodeEngine:
             self._wake.set()
 
     async def generate(
-        self, request_id: str, first_token: int, on_restored: Callable[[], None] = lambda: None
+        self,
+        request_id: str,
+        first_token: int,
+        on_restored: Callable[[], None] = lambda: None,
+        on_left: Callable[[Produced | None], None] = _ignore,
     ) -> AsyncGenerator[tuple[int, ...], None]:
         """The request's tokens as they come: the first as soon as its cache is restored in the batch, then
         one a step (or as many at a time as the executor reports), until there are enough or one of its
         stop ids came.
 
+        `on_left` gets what was computed of it, soon after the last token: when its row is free.
+
         Raises `EngineError` for an unknown request, an incomplete cache, a failed step or a closed
         engine. However it ends, the request's row and memory are free afterwards.
         """
         sequence = self._complete(request_id)
-        sequence.first_token = first_token
+        sequence.first_token, sequence.on_left = first_token, on_left
         try:
             self._waiting.append(sequence)
             self._wake.set()
@@ -217,8 +228,8 @@ class DecodeEngine:
 
     async def _leave_finished(self) -> None:
         for request_id in [key for key, sequence in self._running.items() if sequence.finished]:
-            await self._executor.leave(request_id)
-            del self._running[request_id]
+            produced = await self._executor.leave(request_id)
+            self._running.pop(request_id).on_left(produced)
 
     async def _join_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_batch:

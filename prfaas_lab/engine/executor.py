@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.buffers import IncomingCache, Produced
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.workload.request import GREEDY, Sampling
 
@@ -58,8 +58,9 @@ class DecodeExecutor(Protocol):
         """Restore a complete cache and take the sequence into the batch; `sampling` chooses on."""
         ...
 
-    async def leave(self, request_id: str) -> None:
-        """Drop a sequence from the batch."""
+    async def leave(self, request_id: str) -> Produced | None:
+        """Drop a sequence from the batch; what was computed of it that a next turn could resume from, where
+        that is kept."""
         ...
 
     async def step(self, most: int, hurry: asyncio.Event) -> dict[str, Sequence[int]]:

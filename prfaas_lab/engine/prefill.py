@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
-from prfaas_lab.engine.prefix_cache import Computed, PrefixCache
+from prfaas_lab.engine.prefix_cache import Computed, Found, PrefixCache, Segment
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Prompt
@@ -27,13 +27,16 @@ class PrefillJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillResult:
-    """Times are on the engine's clock. The prompt's tokens are cached or computed."""
+    """Times are on the engine's clock. The prompt's tokens are cached or computed; `decoded_tokens` of
+    the cached were completed by a decode engine. `tail` is what no prefix cache has of what was emitted."""
 
     first_token: int
     computed_tokens: int
     cached_tokens: int
     started_at: float
     finished_at: float
+    decoded_tokens: int = 0
+    tail: tuple[Segment, ...] = ()
 
 
 class PrefillEngine:
@@ -102,7 +105,8 @@ class PrefillEngine:
         started_at = self._clock()
         on_started()
         with self._busy:
-            first_token, cached_tokens = await self._prefill(job, emit, arrived_at)
+            found, computed, first_token = await self._prefill(job, emit, arrived_at)
+        cached_tokens = 0 if found is None else found.cached_tokens
         computed_tokens = len(job.prompt) - cached_tokens
         self._tokens += computed_tokens
         return PrefillResult(
@@ -111,10 +115,14 @@ class PrefillEngine:
             cached_tokens=cached_tokens,
             started_at=started_at,
             finished_at=self._clock(),
+            decoded_tokens=0 if found is None else found.decoded_tokens,
+            tail=() if computed is None else tuple(computed.tail),
         )
 
-    async def _prefill(self, job: PrefillJob, emit: Emit, arrived_at: float) -> tuple[int, int]:
-        """The first token, and how much of the prompt was found cached.
+    async def _prefill(
+        self, job: PrefillJob, emit: Emit, arrived_at: float
+    ) -> tuple[Found | None, Computed | None, int]:
+        """What of the prompt was found cached, what was computed, and the first token.
 
         The cache is asked now and not when the job came: those before it in line have filled it since.
         """
@@ -122,18 +130,18 @@ class PrefillEngine:
             first_token = await self._executor.prefill(
                 job.prompt, emit, sampling=job.sampling, arrived_at=arrived_at
             )
-            return first_token, 0
-        cached = self.cache.load(job.blocks)
-        cached_tokens = 0 if cached is None else cached.tokens
+            return None, None, first_token
+        found = self.cache.load(job.blocks)
         wanted = self.cache.snapshots_for(job.blocks)
+        cached_tokens = 0 if found is None else found.cached_tokens
         computed = Computed(self._executor.layout, len(job.prompt), cached_tokens, emit)
         first_token = await self._executor.prefill(
             job.prompt,
             computed.emit,
-            cached=cached,
+            cached=None if found is None else found.cache,
             snapshots=wanted,
             sampling=job.sampling,
             arrived_at=arrived_at,
         )
         self.cache.keep(job.blocks, computed)
-        return first_token, cached_tokens
+        return found, computed, first_token

@@ -6,16 +6,17 @@ out. A block holds the growing segments of one prefill chunk, a snapshot the sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import xxhash
 
 from prfaas_lab.engine.executor import Emit
-from prfaas_lab.kvcache import Geometry, Pool, Prompt
+from prfaas_lab.errors import EngineError
+from prfaas_lab.kvcache import CacheError, Geometry, Pool, Prompt, Transfer
 from prfaas_lab.kvcache.eviction import DEFAULT_EVICTION
 from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS
-from prfaas_lab.model.buffers import IncomingCache, SegmentRefused, chunk_spans
+from prfaas_lab.model.buffers import IncomingCache, Produced, SegmentRefused, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 
 Segment = tuple[SegmentKey, memoryview]
@@ -25,10 +26,11 @@ _KINDS = ("growing", "state")
 class Kept:
     """The payload of a block or a snapshot, and a checksum of what it was when it was taken in."""
 
-    __slots__ = ("_digest", "segments")
+    __slots__ = ("_digest", "decoded", "segments")
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = tuple(segments)
+    def __init__(self, segments: Sequence[Segment], *, decoded: bool = False) -> None:
+        """`decoded`: computed by a decode engine, at least in part."""
+        self.segments, self.decoded = tuple(segments), decoded
         self._digest = self._checksum()
 
     @property
@@ -59,6 +61,19 @@ def pool_of(
         snapshot_every_tokens=snapshot_every,
         eviction=eviction,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A prefix to resume from, complete. `decoded_tokens` of it lie in blocks that a decode engine
+    completed when they were part of an answer."""
+
+    cache: IncomingCache
+    decoded_tokens: int
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.cache.tokens
 
 
 class PrefixCache:
@@ -95,7 +110,7 @@ class PrefixCache:
         )
         return cls(layout, pool)
 
-    def load(self, prompt: Prompt) -> IncomingCache | None:
+    def load(self, prompt: Prompt) -> Found | None:
         """The longest prefix of `prompt` that can be resumed from, complete; None when nothing is held."""
         while True:
             with self.pool.acquire(prompt) as lease:
@@ -108,7 +123,8 @@ class PrefixCache:
             cache = IncomingCache(self.layout, tokens)
             for kept in held:
                 _copy(kept, cache)
-            return cache
+            decoded = sum(kept.decoded for kept in held[: tokens // self.layout.chunk_tokens])
+            return Found(cache, decoded * self.layout.chunk_tokens)
 
     def fill(self, prompt: Prompt, incoming: IncomingCache) -> int:
         """Copy what is held of a prompt's growing cache into its reservation; how many tokens that is."""
@@ -153,24 +169,67 @@ class PrefixCache:
         )
         return tokens, [segment for each in lacking for segment in each.segments]
 
-    def adopt(self, prompt: Prompt, segments: Mapping[SegmentKey, memoryview]) -> int:
-        """Take in a copy from another cache; how many tokens can be resumed from now."""
-        width = self.layout.chunk_tokens
-        blocks: dict[int, list[Segment]] = {}
-        snapshots: dict[int, list[Segment]] = {}
-        for key in sorted(segments):
-            if self._kind(key) == "growing":
-                blocks.setdefault(key.chunk * width, []).append((key, segments[key]))
-            else:
-                snapshots.setdefault((key.chunk + 1) * width, []).append((key, segments[key]))
+    def adopt(
+        self, prompt: Prompt, segments: Mapping[SegmentKey, memoryview], *, decoded_from: int | None = None
+    ) -> int:
+        """Take in a copy from another cache; how many tokens can be resumed from now. Blocks from
+        `decoded_from` on were completed by a decode engine."""
+        blocks, snapshots = self._sorted((key, segments[key]) for key in sorted(segments))
         whole = {
             kind: sum(p.kind == kind for each in self.layout.layers for p in each.parts) for kind in _KINDS
         }
         return self.pool.insert(
             prompt,
-            _kept({at: found for at, found in blocks.items() if len(found) == whole["growing"]}),
+            _kept(
+                {at: found for at, found in blocks.items() if len(found) == whole["growing"]}, decoded_from
+            ),
             _kept({at: found for at, found in snapshots.items() if len(found) == whole["state"]}),
         ).usable_tokens
+
+    def keep_produced(self, prompt: Prompt, produced: Produced) -> None:
+        """Take in the blocks that decoding completed: a decode engine need not be sent them again."""
+        blocks, _ = self._sorted(produced.segments)
+        self.pool.insert(prompt, _kept(blocks, produced.first_token), {})
+
+    def produced_beyond(self, prompt: Prompt, held_tokens: int, produced: Produced) -> list[Segment]:
+        """For a copy of an answer to another cache, which has `held_tokens` of the blocks: what it lacks.
+        Raises EngineError when blocks before the answer are neither there nor here."""
+        width, before = self.layout.chunk_tokens, []
+        if held_tokens < produced.first_token:
+            with self.pool.acquire(prompt) as lease:
+                before = list(lease.blocks)[: produced.first_token // width]
+            if self._drop_damaged(prompt, before, produced.first_token) or (
+                len(before) * width < produced.first_token
+            ):
+                raise EngineError("blocks before the answer are gone", remedy="raise the datacenter's cache")
+        lacking = [segment for kept in before[held_tokens // width :] for segment in kept.segments]
+        beyond = [
+            (key, segment) for key, segment in produced.segments
+            if self._kind(key) == "state" or key.chunk * width >= held_tokens
+        ]  # fmt: skip
+        return [*lacking, *beyond]
+
+    def stage(self, payload: object, size_bytes: int) -> Transfer | None:
+        """Count bytes in transit against the pool's budget until they are handed over; None where there
+        is no room for them beside what is pinned: they go uncounted then, or not at all."""
+        try:
+            return self.pool.stage(payload, size_bytes)
+        except CacheError:
+            return None
+
+    def _sorted(
+        self, segments: Iterable[Segment]
+    ) -> tuple[dict[int, list[Segment]], dict[int, list[Segment]]]:
+        """Segments of blocks by their first token, and of snapshots by the tokens they stand for."""
+        width = self.layout.chunk_tokens
+        blocks: dict[int, list[Segment]] = {}
+        snapshots: dict[int, list[Segment]] = {}
+        for key, segment in segments:
+            if self._kind(key) == "growing":
+                blocks.setdefault(key.chunk * width, []).append((key, segment))
+            else:
+                snapshots.setdefault((key.chunk + 1) * width, []).append((key, segment))
+        return blocks, snapshots
 
     def room_for(self, prompt: Prompt, key: SegmentKey, nbytes: int) -> bytearray:
         """Memory for a segment of a copy. Raises SegmentRefused for what belongs to no block of `prompt`."""
@@ -209,6 +268,8 @@ class Computed:
     def __init__(self, layout: CacheLayout, prompt_tokens: int, cached_tokens: int, emit: Emit) -> None:
         self.blocks: dict[int, list[Segment]] = {}
         self.snapshots: dict[int, list[Segment]] = {}
+        self.tail: list[Segment] = []
+        """What is sent and belongs to no block and no snapshot."""
         self._layout, self._prompt_tokens, self._cached_tokens = layout, prompt_tokens, cached_tokens
         self._last = (prompt_tokens - 1) // layout.chunk_tokens
         self._emit = emit
@@ -217,16 +278,23 @@ class Computed:
         first = key.chunk * self._layout.chunk_tokens
         end = first + self._layout.chunk_tokens
         if self._layout.layers[key.layer].parts[key.part].kind == "growing":
-            if self._cached_tokens <= first and end <= self._prompt_tokens:
+            if end > self._prompt_tokens:
+                self.tail.append((key, segment))
+            elif self._cached_tokens <= first:
                 self.blocks.setdefault(first, []).append((key, segment))
         elif key.chunk != self._last:
             self.snapshots.setdefault(end, []).append((key, segment))
             return
+        else:
+            self.tail.append((key, segment))
         self._emit(key, segment)
 
 
-def _kept(found: Mapping[int, Sequence[Segment]]) -> dict[int, Kept]:
-    return {tokens: Kept(segments) for tokens, segments in found.items()}
+def _kept(found: Mapping[int, Sequence[Segment]], decoded_from: int | None = None) -> dict[int, Kept]:
+    return {
+        tokens: Kept(segments, decoded=decoded_from is not None and tokens >= decoded_from)
+        for tokens, segments in found.items()
+    }
 
 
 def _copy(kept: Kept, cache: IncomingCache) -> None:

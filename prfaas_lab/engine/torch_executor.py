@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.errors import EngineError
-from prfaas_lab.model.buffers import IncomingCache, chunk_spans
+from prfaas_lab.model.buffers import IncomingCache, Produced, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.model.torch_batch import DecodeBatch
 from prfaas_lab.model.torch_build import one_thread
@@ -88,10 +88,14 @@ class TorchDecode:
 
     report_tokens = 1
 
-    def __init__(self, model: PreTrainedModel, layout: CacheLayout, *, max_batch: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layout: CacheLayout, *, max_batch: int, keep_answers: bool = False
+    ) -> None:
+        """`keep_answers`: whether a sequence that leaves tells what was computed of it."""
         self.layout = layout
         self._model, self._max_batch = model, max_batch
-        self._batch = DecodeBatch(model, max_batch)
+        self._marked = layout if keep_answers else None
+        self._batch = DecodeBatch(model, max_batch, self._marked)
         self._thread = _Worker("decode")
 
     async def join(
@@ -104,15 +108,20 @@ class TorchDecode:
 
         await self._thread.run(restore)
 
-    async def leave(self, request_id: str) -> None:
-        await self._thread.run(lambda: self._batch.leave(request_id))
+    async def leave(self, request_id: str) -> Produced | None:
+        def leave() -> Produced | None:
+            produced = self._batch.produced(request_id)
+            self._batch.leave(request_id)
+            return produced
+
+        return await self._thread.run(leave)
 
     async def step(self, most: int, hurry: asyncio.Event) -> dict[str, Sequence[int]]:
         given = await self._thread.run(self._batch.step)
         return {request_id: (token,) for request_id, token in given.items()}
 
     async def reset(self) -> None:
-        self._batch = DecodeBatch(self._model, self._max_batch)
+        self._batch = DecodeBatch(self._model, self._max_batch, self._marked)
 
     async def close(self) -> None:
         await self._thread.close()

@@ -4,7 +4,7 @@ blocks (names and weights) -> index (what is found) + space (where bytes lie, wh
 journal (a pool's news) -> directory (who holds what) -> replication (what to copy).
 """
 
-from prfaas_lab.kvcache.blocks import Block, CacheError, Geometry, Prompt, hash_prompt
+from prfaas_lab.kvcache.blocks import Block, CacheError, Geometry, Prompt, extend_prompt, hash_prompt
 from prfaas_lab.kvcache.directory import Directory, Holder
 from prfaas_lab.kvcache.eviction import EVICTION_POLICIES
 from prfaas_lab.kvcache.journal import Delta
@@ -18,6 +18,6 @@ from prfaas_lab.kvcache.values import Inserted, Match, PoolStats
 __all__ = [
     "EVICTION_POLICIES", "SNAPSHOT_POLICIES", "Block", "CacheError", "Delta", "Demand", "Directory",
     "DirectoryTier", "Geometry", "Holder", "HotPrefix", "Inserted", "Lease", "Match", "MemoryTier",
-    "Payload", "Pool", "PoolStats", "Prompt", "Replication", "Tier", "Transfer", "hash_prompt",
-    "replication_advice",
+    "Payload", "Pool", "PoolStats", "Prompt", "Replication", "Tier", "Transfer", "extend_prompt",
+    "hash_prompt", "replication_advice",
 ]  # fmt: skip

@@ -91,9 +91,24 @@ def hash_prompt(tokens: Sequence[int], *, block_tokens: int, namespace: bytes) -
     `namespace` tells apart everything whose KVCache must not be mixed: the layout's fingerprint and
     the identity of the weights, and a per-run secret where prompts are not trusted.
     """
+    blocks = _named(tokens, _ROOT, block_tokens, namespace)
+    return Prompt(tokens=len(tokens), block_tokens=block_tokens, blocks=blocks)
+
+
+def extend_prompt(prompt: Prompt, tokens: Sequence[int], *, namespace: bytes) -> Prompt:
+    """The prompt that goes on with `tokens` after the last complete block of `prompt`, whose own tail
+    they begin with."""
+    root = prompt.blocks[-1].key if prompt.blocks else _ROOT
+    blocks = (*prompt.blocks, *_named(tokens, root, prompt.block_tokens, namespace))
+    length = len(prompt.blocks) * prompt.block_tokens + len(tokens)
+    return Prompt(tokens=length, block_tokens=prompt.block_tokens, blocks=blocks)
+
+
+def _named(tokens: Sequence[int], key: bytes, block_tokens: int, namespace: bytes) -> tuple[Block, ...]:
+    """The names of the complete blocks of `tokens`, after the block named `key`."""
     raw = np.asarray(tokens, dtype="<u4").tobytes()
     secret = blake2b(namespace, digest_size=32).digest()
-    width, key, blocks = 4 * block_tokens, _ROOT, []
+    width, blocks = 4 * block_tokens, []
     for start in range(0, len(raw) - width + 1, width):
         content = raw[start : start + width]
         chain = blake2b(key, digest_size=DIGEST_BYTES, key=secret, person=b"kv-chain")
@@ -101,4 +116,4 @@ def hash_prompt(tokens: Sequence[int], *, block_tokens: int, namespace: bytes) -
         key = chain.digest()
         check = blake2b(content, digest_size=DIGEST_BYTES, key=secret, person=b"kv-check").digest()
         blocks.append(Block(key, check))
-    return Prompt(tokens=len(tokens), block_tokens=block_tokens, blocks=tuple(blocks))
+    return tuple(blocks)

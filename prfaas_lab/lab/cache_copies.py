@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
@@ -17,6 +18,14 @@ from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import ReceiveCopy, SendCopy
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The end of a prefix that a decode engine computed: blocks from `decoded_from` on, and the states."""
+
+    request_id: str
+    decoded_from: int
 
 
 class Addresses(Protocol):
@@ -34,11 +43,14 @@ class CacheCopies:
         self._engines, self._network, self._caches, self._ledger = engines, network, caches, ledger
         self._numbers = count(1)
 
-    async def copy(self, prompt: Prompt, source: str, destination: str, *, reason: str) -> bool:
-        """Copy what `source` can resume of `prompt` to `destination`; whether it is there now."""
+    async def copy(
+        self, prompt: Prompt, source: str, destination: str, *, reason: str, answer: Answer | None = None
+    ) -> bool:
+        """Copy what `source` can resume of `prompt` to `destination`; whether it is there now. With an
+        `answer`, the prompt ends with it, and `source` is the engine that decoded it."""
         started_s = self._ledger.now()
         try:
-            sent, received = await self._both_ends(prompt, source, destination)
+            sent, received = await self._both_ends(prompt, source, destination, answer)
         except LabError as error:
             text = f"a prefix was not copied from {source} to {destination}: {error}"
             self._ledger.record(ev.Noted(at_s=self._ledger.now(), level="warning", text=text))
@@ -52,28 +64,39 @@ class CacheCopies:
                 bytes=sent["bytes"],
                 took_s=self._ledger.now() - started_s,
                 reason=reason,
+                answer_of=answer.request_id if answer else None,
             )
         )
         return True
 
     async def _both_ends(
-        self, prompt: Prompt, source: str, destination: str
+        self, prompt: Prompt, source: str, destination: str, answer: Answer | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        copy_id = f"copy-{next(self._numbers)}"
+        copy_id, names = f"copy-{next(self._numbers)}", PromptNames.of(prompt)
+        receive = ReceiveCopy(
+            copy_id=copy_id, blocks=names, decoded_from=answer.decoded_from if answer else None
+        )
+        host, port = self._network.data_address(source, destination)
         try:
             async with asyncio.TaskGroup() as ends:
-                receiving = ends.create_task(self._receive(copy_id, prompt, destination, ready))
-                held_tokens = await ready
-                sending = ends.create_task(self._send(copy_id, prompt, held_tokens, source, destination))
+                receiving = ends.create_task(self._receive(receive, destination, ready))
+                send = SendCopy(
+                    copy_id=copy_id,
+                    blocks=names,
+                    held_tokens=await ready,
+                    host=host,
+                    port=port,
+                    answer_of=answer.request_id if answer else None,
+                )
+                sending = ends.create_task(self._send(send, source))
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
         return sending.result(), receiving.result()
 
     async def _receive(
-        self, copy_id: str, prompt: Prompt, destination: str, ready: asyncio.Future[int]
+        self, order: ReceiveCopy, destination: str, ready: asyncio.Future[int]
     ) -> dict[str, Any]:
-        order = ReceiveCopy(copy_id=copy_id, blocks=PromptNames.of(prompt))
         received, engine = None, self._engines[destination]
         async with aclosing(engine.client.stages("/cache/receive", order)) as stages:
             async for stage in stages:
@@ -86,17 +109,15 @@ class CacheCopies:
                         self._caches.learn(engine, stage)
         return _told(received, destination)
 
-    async def _send(
-        self, copy_id: str, prompt: Prompt, held_tokens: int, source: str, destination: str
-    ) -> dict[str, Any]:
-        host, port = self._network.data_address(source, destination)
-        names = PromptNames.of(prompt)
-        order = SendCopy(copy_id=copy_id, blocks=names, held_tokens=held_tokens, host=host, port=port)
-        sent = None
-        async with aclosing(self._engines[source].client.stages("/cache/send", order)) as stages:
+    async def _send(self, order: SendCopy, source: str) -> dict[str, Any]:
+        sent, engine = None, self._engines[source]
+        async with aclosing(engine.client.stages("/cache/send", order)) as stages:
             async for stage in stages:
-                if stage["stage"] == "sent":
-                    sent = stage
+                match stage["stage"]:
+                    case "sent":
+                        sent = stage
+                    case "cache":
+                        self._caches.learn(engine, stage)
         return _told(sent, source)
 
 

@@ -6,12 +6,14 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.answers import Answers
+from prfaas_lab.engine.prefix_cache import PrefixCache, Segment
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.cache_news import news_of
 from prfaas_lab.lab.orders import ReceiveCopy, SendCopy
 from prfaas_lab.lab.stages import StageStream
+from prfaas_lab.model.buffers import Produced
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport import KVReceiver, KVSender
 
@@ -20,8 +22,11 @@ class CachePorts:
     """Copies cross the same connections as the KVCache of requests does, and count as its traffic. They
     are exact whatever the compression: what prefill resumes from must not lose more with every copy."""
 
-    def __init__(self, cache: PrefixCache, sender: KVSender, receiver: KVReceiver) -> None:
-        self._cache, self._sender, self._receiver = cache, sender, receiver
+    def __init__(
+        self, cache: PrefixCache, sender: KVSender, receiver: KVReceiver, answers: Answers | None = None
+    ) -> None:
+        """`answers`: what a decode engine has to hand over."""
+        self._cache, self._sender, self._receiver, self._answers = cache, sender, receiver, answers
 
     @property
     def routes(self) -> list[web.RouteDef]:
@@ -39,7 +44,7 @@ class CachePorts:
                 received = await incoming.done()
             finally:
                 incoming.cancel()
-            usable_tokens = self._cache.adopt(prompt, landing.segments)
+            usable_tokens = self._cache.adopt(prompt, landing.segments, decoded_from=order.decoded_from)
             await stages.say("received", usable_tokens=usable_tokens, **asdict(received))
             await stages.say("cache", **news_of(self._cache.pool, in_full=False))
         return stages.response
@@ -47,19 +52,41 @@ class CachePorts:
     async def _send(self, http: web.Request) -> web.StreamResponse:
         order = SendCopy.model_validate_json(await http.read())
         async with StageStream(http) as stages:
-            tokens, segments = self._cache.segments_beyond(order.blocks.prompt(), order.held_tokens)
-            if not segments:
-                raise EngineError("holds no more of this prefix", where=order.copy_id)
-            outgoing = await self._sender.open(order.copy_id, (order.host, order.port), exact=True)
-            try:
-                for key, segment in segments:
-                    outgoing.send(key, segment)
-                sent = await outgoing.finish()
-            except BaseException:
-                outgoing.cancel()
-                raise
-            await stages.say("sent", tokens=tokens, **asdict(sent))
+            if order.answer_of is None:
+                tokens, segments = self._cache.segments_beyond(order.blocks.prompt(), order.held_tokens)
+                await self._out(order, tokens, segments, stages)
+            else:
+                await self._send_answer(order, order.answer_of, stages)
         return stages.response
+
+    async def _send_answer(self, order: SendCopy, request_id: str, stages: StageStream) -> None:
+        if self._answers is None:
+            raise EngineError("keeps no answers", where=request_id)
+        prompt = order.blocks.prompt()
+        with await self._answers.take(request_id) as transfer:
+            produced: Produced = transfer.payload
+            if produced.tokens != len(prompt.blocks) * prompt.block_tokens:
+                raise EngineError(
+                    f"came to {produced.tokens} tokens, which {len(prompt.blocks)} blocks do not name",
+                    where=request_id,
+                )
+            self._cache.keep_produced(prompt, produced)
+            segments = self._cache.produced_beyond(prompt, order.held_tokens, produced)
+            await self._out(order, produced.tokens, segments, stages)
+        await stages.say("cache", **news_of(self._cache.pool, in_full=False))
+
+    async def _out(self, order: SendCopy, tokens: int, segments: list[Segment], stages: StageStream) -> None:
+        if not segments:
+            raise EngineError("holds no more of this prefix", where=order.copy_id)
+        outgoing = await self._sender.open(order.copy_id, (order.host, order.port), exact=True)
+        try:
+            for key, segment in segments:
+                outgoing.send(key, segment)
+            sent = await outgoing.finish()
+        except BaseException:
+            outgoing.cancel()
+            raise
+        await stages.say("sent", tokens=tokens, **asdict(sent))
 
 
 class _Landing:

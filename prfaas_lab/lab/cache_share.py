@@ -18,7 +18,12 @@ def cache_share(resolved: Resolved, datacenter: str) -> CacheShare | None:
         return None
     pools = (site.engines.prefill + site.engines.decode) * (2 if convertible(resolved, datacenter) else 1)
     memory_bytes = int(site.cache.memory * scenario.scale / pools)
-    return CacheShare(memory_bytes=memory_bytes, settings=site.cache) if memory_bytes else None
+    if not memory_bytes:
+        return None
+    # Paced engines compute nothing, and what was received in a lossy form is not to be computed on again.
+    exact = scenario.engine.executor == "torch" and not scenario.transport.lossy
+    keeps_answers = exact and site.cache.answers == "keep"
+    return CacheShare(memory_bytes=memory_bytes, settings=site.cache, keeps_answers=keeps_answers)
 
 
 def keeps_prefixes(resolved: Resolved) -> bool:

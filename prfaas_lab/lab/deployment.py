@@ -165,7 +165,8 @@ class Foundation:
     def _upkeep(self, service: Service) -> list[Coroutine[Any, Any, None]]:
         if service.caches is None or service.copies is None:
             return []
-        return [replicate(service.caches, service.copies, service.view, self.ledger)]
+        upkeep = [replicate(service.caches, service.copies, service.view, self.ledger)]
+        return upkeep if service.answers is None else [*upkeep, service.answers.run()]
 
     def phase(self, name: str, done: int | None = None, total: int | None = None, detail: str = "") -> None:
         """Tell the ledger how far the run is."""
@@ -287,6 +288,11 @@ class Foundation:
             caches=self._caches(model),
             costs=self.pacing.costs if self.pacing else None,
             sends_ids=self.pacing is None,
+            keep_answers=[
+                name
+                for name in topology.datacenters
+                if (share := cache_share(self.resolved, name)) and share.keeps_answers
+            ],
         )
 
     def _caches(self, model: ModelReady) -> KVCacheManager | None:

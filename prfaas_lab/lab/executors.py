@@ -32,7 +32,8 @@ def decode_executor(order: EngineOrder, model: Any) -> DecodeExecutor:
         return PacedDecode(order.pace.profile, layout, time_scale=order.pace.time_scale)
     from prfaas_lab.engine.torch_executor import TorchDecode
 
-    return TorchDecode(model, layout, max_batch=order.settings.max_batch)
+    keep_answers = order.cache is not None and order.cache.keeps_answers
+    return TorchDecode(model, layout, max_batch=order.settings.max_batch, keep_answers=keep_answers)
 
 
 def batch_of(order: EngineOrder) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, get_args
 
-from prfaas_lab.kvcache import Demand, Directory, Geometry, Holder, Prompt, hash_prompt
+from prfaas_lab.kvcache import Demand, Directory, Geometry, Holder, Prompt, extend_prompt, hash_prompt
 from prfaas_lab.lab.cache_news import read_news
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
@@ -33,6 +33,10 @@ class KVCacheManager:
     def name(self, tokens: Sequence[int]) -> Prompt:
         """A prompt as caches know it."""
         return hash_prompt(tokens, block_tokens=self.geometry.block_tokens, namespace=self._namespace)
+
+    def extend(self, prompt: Prompt, tokens: Sequence[int]) -> Prompt:
+        """A prompt that goes on with `tokens` after its last complete block."""
+        return extend_prompt(prompt, tokens, namespace=self._namespace)
 
     def matched(self, view: View, prompt: Prompt) -> View:
         """The view with what each datacenter and engine holds of this prompt."""

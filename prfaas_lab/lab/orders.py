@@ -69,6 +69,8 @@ class CacheShare(Spec):
     memory_bytes: int
     settings: PrefixCache
     """Of the datacenter; the sizes in it are not this engine's."""
+    keeps_answers: bool = False
+    """Whether decode engines hand over what they computed."""
 
 
 class EngineOrder(Spec):
@@ -160,6 +162,8 @@ class ReceiveCopy(Spec):
 
     copy_id: str
     blocks: PromptNames
+    decoded_from: int | None = None
+    """The first token of the blocks that a decode engine completed."""
 
 
 class SendCopy(Spec):
@@ -170,6 +174,8 @@ class SendCopy(Spec):
     held_tokens: int
     host: str
     port: int
+    answer_of: str | None = None
+    """The request whose answer ends the prefix: what its decode engine computed of it goes along."""
 
 
 class VerifyOrder(Spec):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prfaas_lab.errors import EngineError, LabError
 from prfaas_lab.kvcache import Prompt
+from prfaas_lab.lab.answers import Answers
 from prfaas_lab.lab.cache_copies import CacheCopies
 from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.lab.engines import Engine, Hold
@@ -72,12 +73,17 @@ class Service:
         caches: KVCacheManager | None = None,
         costs: Costs | None = None,
         sends_ids: bool = True,
+        keep_answers: Collection[str] = (),
     ) -> None:
         """`expected_bytes(prompt_tokens)` is the layout's prediction of a prompt's KVCache. `sends_ids`:
-        whether engines read prompts, and not only how long they are and how their blocks are named."""
+        whether engines read prompts, and not only how long they are and how their blocks are named.
+        `keep_answers` names the datacenters in which what decode computed is kept for a next turn."""
         self.plan, self.route = plan, route
         self.caches, self._costs = caches, costs
         self.copies = CacheCopies(engines, network, caches, ledger) if caches else None
+        self.answers = None
+        if caches and self.copies and keep_answers:
+            self.answers = Answers(engines, caches, self.copies, datacenters=keep_answers)
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
         self.transit: dict[str, int] = {}
@@ -114,6 +120,9 @@ class Service:
             raise
         why = "stop" if flight.stopped else "length"
         ledger.record(ev.RequestFinished(at_s=ledger.now(), request_id=request.id, why=why))
+        if self.answers is not None and flight.prompt is not None:
+            ends = {"prefill": flight.placement.prefill, "decode": flight.placement.decode}
+            self.answers.offer(request, flight.prompt, flight.tokens, **ends)
         return flight.tokens
 
     @property
@@ -282,6 +291,7 @@ class Service:
                 engine=engine.name,
                 computed_tokens=stage["computed_tokens"],
                 cached_tokens=stage.get("cached_tokens", 0),
+                decoded_tokens=stage.get("decoded_tokens", 0),
             )
         )
 

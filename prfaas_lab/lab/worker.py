@@ -13,16 +13,18 @@ import operator
 import os
 import signal
 import time
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 import uvloop
 from aiohttp import web
 
+from prfaas_lab.engine.answers import Answers
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.executor import Emit
-from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
+from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.engine.stats import EngineStats
 from prfaas_lab.lab.cache_news import news_of
@@ -40,7 +42,7 @@ from prfaas_lab.lab.orders import (
     handover_key,
 )
 from prfaas_lab.lab.stages import StageStream
-from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.buffers import IncomingCache, Produced
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
 from prfaas_lab.transport.codec import codec_for
@@ -170,15 +172,23 @@ class PrefillRole:
                     finished_at=result.finished_at,
                     computed_tokens=result.computed_tokens,
                     cached_tokens=result.cached_tokens,
+                    decoded_tokens=result.decoded_tokens,
                 )
-                if self._cache is not None:
-                    await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
-                sent = await outgoing.finish()
+                with self._in_transit(result):
+                    if self._cache is not None:
+                        await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
+                    sent = await outgoing.finish()
             except BaseException:
                 outgoing.cancel()
                 raise
             await stages.say("sent", **asdict(sent))
         return stages.response
+
+    def _in_transit(self, result: PrefillResult) -> AbstractContextManager[object]:
+        """Within, the tail of a prefill counts against the cache's budget: until its receiver has it."""
+        size_bytes = sum(segment.nbytes for _, segment in result.tail)
+        transfer = self._cache.stage(result.tail, size_bytes) if self._cache and size_bytes else None
+        return transfer or nullcontext()
 
     def _beyond(self, held_tokens: int, send: Emit) -> Emit:
         """Sends only the increment: not the growing cache of tokens that the receiver holds already."""
@@ -197,6 +207,9 @@ class DecodeRole:
     def __init__(self, order: EngineOrder, model: Any) -> None:
         executor = decode_executor(order, model)
         self._order, self._cache = order, _cache_of(order, executor.layout, resumable=False)
+        self._answers = None
+        if self._cache is not None and order.cache is not None and order.cache.keeps_answers:
+            self._answers = Answers(self._cache, limit=2 * batch_of(order))
         self._engine = DecodeEngine(
             executor,
             max_batch=batch_of(order),
@@ -213,7 +226,7 @@ class DecodeRole:
         if self._cache is not None:
             sender = _sender(self._order, self._layout)
             stack.push_async_callback(sender.close)
-            routes += CachePorts(self._cache, sender, self.receiver).routes
+            routes += CachePorts(self._cache, sender, self.receiver, self._answers).routes
         return routes
 
     @property
@@ -252,13 +265,20 @@ class DecodeRole:
     async def _generate(self, order: DecodeOrder, first_token: int, stages: StageStream) -> None:
         restored_at: list[float] = []
         generated = self._engine.generate(
-            order.request_id, first_token, on_restored=lambda: restored_at.append(time.monotonic())
+            order.request_id,
+            first_token,
+            on_restored=lambda: restored_at.append(time.monotonic()),
+            on_left=partial(self._keep, order.request_id),
         )
         async with aclosing(generated) as given:
             async for tokens in given:
                 if restored_at:
                     await stages.say("restored", at=restored_at.pop())
                 await stages.say("tokens", tokens=tokens)
+
+    def _keep(self, request_id: str, produced: Produced | None) -> None:
+        if self._answers is not None:
+            self._answers.keep(request_id, produced)
 
 
 class _Landing:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prfaas_lab.metrics import events as ev
 
-_REUSE = ("requests", "hits", "cached_tokens", "computed_tokens", "held_bytes")
+_REUSE = ("requests", "hits", "cached_tokens", "decoded_tokens", "computed_tokens", "held_bytes")
 _POOL = ("blocks", "snapshots", "memory_bytes", "disk_bytes", "snapshots_made", "snapshots_reused",
          "evicted_blocks", "evicted_snapshots", "spilled", "damaged")  # fmt: skip
 
@@ -25,13 +25,15 @@ class Caches:
         self._pools[event.engine] = event
 
     def copied(self, event: ev.CacheCopied) -> None:
-        self._copies.update(copies=1, bytes=event.bytes, tokens=event.tokens)
+        what = "copies" if event.answer_of is None else "answers"
+        self._copies.update({what: 1, f"{what}_bytes": event.bytes})
 
     def prefilled(self, event: ev.PrefillFinished) -> None:
         reuse = self._reuse[event.engine]
         reuse["requests"] += 1
         reuse["hits"] += event.cached_tokens > 0
         reuse["cached_tokens"] += event.cached_tokens
+        reuse["decoded_tokens"] += event.decoded_tokens
         reuse["computed_tokens"] += event.computed_tokens
 
     def transferred(self, event: ev.TransferFinished) -> None:
@@ -45,7 +47,9 @@ class Caches:
             "kept": bool(self._pools),
             **self._over([*self._reuse.keys() | self._pools.keys()]),
             "copies": self._copies["copies"],
-            "copied_bytes": self._copies["bytes"],
+            "copied_bytes": self._copies["copies_bytes"],
+            "answers": self._copies["answers"],
+            "answer_bytes": self._copies["answers_bytes"],
             "datacenters": {site: self._over(engines) for site, engines in named.items()},
         }
 

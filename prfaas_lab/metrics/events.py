@@ -97,6 +97,8 @@ class PrefillFinished(RequestEvent, frozen=True, kw_only=True):
     engine: str
     computed_tokens: int
     cached_tokens: int = 0
+    decoded_tokens: int = 0
+    """Of the cached: in blocks that a decode engine completed, in answers before this turn."""
 
 
 class TransferStarted(RequestEvent, frozen=True, kw_only=True):
@@ -290,6 +292,8 @@ class CacheCopied(Event, frozen=True, kw_only=True):
     bytes: int
     took_s: float
     reason: str
+    answer_of: str | None = None
+    """The request whose answer it ends with, where a decode engine hands over what it computed."""
 
 
 class EngineStarted(Event, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ No torch here: the receiver of a paced engine fills the same buffers, and only n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
@@ -114,3 +115,13 @@ class IncomingCache:
         known = key in set(segment_keys(self.layout, self.tokens))
         what = "came twice" if known else f"is no segment of a prompt of {self.tokens} tokens"
         raise SegmentRefused(f"{key} {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """What decoding computed of a sequence up to a chunk boundary: its growing cache from the boundary
+    `first_token` on, the tail of its prompt included, and the states after `tokens`."""
+
+    first_token: int
+    tokens: int
+    segments: tuple[tuple[SegmentKey, memoryview], ...]

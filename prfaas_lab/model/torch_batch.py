@@ -16,22 +16,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
-from prfaas_lab.model.buffers import chunk_spans
+from prfaas_lab.model.buffers import Produced, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.model.torch_cache import adopt_state, new_cache, segment_of, state_items
 from prfaas_lab.model.torch_sampling import Sampler
 
 _GRAIN_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """What decoding computed of a sequence up to a chunk boundary: its growing cache from the boundary
-    `first_token` on, the tail of its prompt included, and the states after `tokens`."""
-
-    first_token: int
-    tokens: int
-    segments: tuple[tuple[SegmentKey, memoryview], ...]
 
 
 @dataclass(slots=True)

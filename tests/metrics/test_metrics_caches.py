@@ -40,6 +40,12 @@ def report() -> dict[str, Any]:
             at_s=2.0, source="east-p0", destination="west-p0", tokens=64, bytes=40, took_s=0.1, reason="hot"
         )
     )
+    caches.copied(
+        ev.CacheCopied(
+            at_s=3.0, source="west-d0", destination="west-p0", tokens=128, bytes=30, took_s=0.1,
+            reason="answer of r", answer_of="r",
+        )
+    )  # fmt: skip
     return caches.report(SITES)
 
 
@@ -61,6 +67,7 @@ def test_pools_count_as_they_were_last_seen() -> None:
 def test_what_did_not_cross_and_what_was_copied_is_told() -> None:
     found = report()
     assert (found["held_bytes"], found["copies"], found["copied_bytes"]) == (90, 1, 40)
+    assert (found["answers"], found["answer_bytes"]) == (1, 30)
 
 
 def test_a_run_without_caches_says_so() -> None:
