@@ -33,9 +33,58 @@ COMMANDS = {
 }
 """Name -> module:function in this room. What is not asked for is not imported: a start is quick."""
 
+SUMMARIES = {
+    "scenario": "Run a scenario: bring up its datacenters, drive its workload, show it live, sum it up.",
+    "serve": "Bring a topology up and serve it over HTTP, as OpenAI's API: completions, chat, metrics.",
+    "ctl": "Look at a deployment that `prfaas-lab serve` runs, and change it.",
+    "compare": "Run one workload under several policies, with the same seeds, and compare their "
+    "steady states.",
+    "simulate": "Run a scenario on a virtual clock: the same control plane, in seconds, without "
+    "root or a model.",
+    "sweep": "Simulate every combination of a grid, into one tidy table.",
+    "capacity": "The highest arrival rate at which a deployment holds an SLO, by bisection over simulations.",
+    "validate-sim": "Run a scenario in both modes, and print the simulation's error for every measure.",
+    "plan": "Plan a deployment: threshold, prefill and decode instances, throughput, and what binds.",
+    "calibrate": "Measure a real model on this machine: prefill and decode times and KVCache "
+    "sizes, as a profile.",
+    "validate": "Check topology and scenario files; report every mistake with its line and the remedy.",
+    "schema": "Print the JSON Schema of a kind of file, for editors.",
+    "cache-report": "Show what the prefix caches of a run found, saved, copied and threw away.",
+    "transfer-bench": "Measure KVCache transfer: goodput as a share of the link, CPU seconds per GB, "
+    "exposed time.",
+    "link-test": "Bring a topology's links up, measure every direction, and compare with the file.",
+    "doctor": "Say what this machine can do, what will be used, and what would make it better.",
+    "clean": "Remove what killed runs left: namespaces, processes, sockets. Nothing else is touched.",
+}
+"""The first sentence of each, for the list of them, which imports none (a test holds the two together)."""
+
 
 def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command line with these commands."""
+    app = _bare()
+    for name in names:
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(import_module(f"{__name__}.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def listing() -> typer.Typer:
+    """All commands by name and summary, to be shown and not to be run."""
+    app = _bare()
+    for name, summary in SUMMARIES.items():
+        app.command(name, help=summary)(_unused)
+    return app
+
+
+def _unused() -> None:
+    """Stands for a command that nobody asked to run."""
+
+
+def _bare() -> typer.Typer:
     app = typer.Typer(
         name="prfaas-lab",
         help="""Emulate Prefill-as-a-Service on one Linux machine: prefill and decode engines in
@@ -50,14 +99,14 @@ def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for name in names:
-        module, _, attribute = COMMANDS[name].partition(":")
-        command = getattr(import_module(f"{__name__}.{module}"), attribute)
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
     return app
+
+
+def _asked(arguments: list[str]) -> typer.Typer:
+    """The one command that is asked for; without any, the list of them."""
+    if arguments and arguments[0] in COMMANDS:
+        return application([arguments[0]])
+    return application() if COMMANDS.keys() & set(arguments) else listing()
 
 
 def _print_version(asked: bool) -> None:
@@ -76,9 +125,8 @@ def _options(
 
 def main() -> None:
     """The console script. A LabError is printed without a traceback and exits with its code."""
-    asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        application([asked] if asked in COMMANDS else COMMANDS)()
+        _asked(sys.argv[1:])()
     except SpecError as error:  # lines of `file:line: ...` that editors can jump to
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

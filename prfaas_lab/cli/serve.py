@@ -13,7 +13,7 @@ import typer
 
 from prfaas_lab.api.endpoint import open_endpoint
 from prfaas_lab.api.settings import EndpointSettings
-from prfaas_lab.cli.scenario import fresh_directory
+from prfaas_lab.cli.asked import fresh_directory
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.errors import LabError

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from prfaas_lab.cli.scenario import found, fresh_directory, overridden
+from prfaas_lab.cli.asked import found, fresh_directory, overridden
 from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.lab.simulate import Simulation
 from prfaas_lab.lab.simulate import simulate as run

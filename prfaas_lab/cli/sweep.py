@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from prfaas_lab.cli.scenario import found, fresh_directory
+from prfaas_lab.cli.asked import found, fresh_directory
 from prfaas_lab.lab import capacity as capacities
 from prfaas_lab.lab import sweep as sweeps
 from prfaas_lab.lab.sweep_plots import plot

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prfaas_lab.cli.scenario import found, fresh_directory
+from prfaas_lab.cli.asked import found, fresh_directory
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.deployment import Options

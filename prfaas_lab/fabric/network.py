@@ -14,7 +14,7 @@ from prfaas_lab.fabric.egress import check_egress
 from prfaas_lab.fabric.lan import check_intra
 from prfaas_lab.fabric.netem import NetemShaper
 from prfaas_lab.fabric.ownership import Ownership
-from prfaas_lab.fabric.plan import Node, Plan, directions, plan
+from prfaas_lab.fabric.plan import DATA_PORT, Node, Plan, directions, plan
 from prfaas_lab.fabric.probe import choose_shaper, probe
 from prfaas_lab.fabric.probes import Way
 from prfaas_lab.fabric.relay import RelayShaper
@@ -23,9 +23,6 @@ from prfaas_lab.fabric.shape import Counters, LinkControl, LinkEnd, LinkEnds, Sh
 from prfaas_lab.fabric.tcp_counters import TcpCounters
 from prfaas_lab.fabric.tun import TunShaper
 from prfaas_lab.spec.topology import Topology
-
-DATA_PORT = 7000
-"""Where every node takes KVCache, on its own address."""
 
 _SHAPERS: dict[str, Callable[[int], Shaper]] = {
     "netem": lambda seed: NetemShaper(),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from prfaas_lab.fabric.shape import LinkEnd, LinkEnds, Shape
 from prfaas_lab.spec.topology import Topology
 
+DATA_PORT = 7000
+"""Where every node takes KVCache, on its own address."""
 LAN_INTERFACE = "lan0"
 ENGINE_INTERFACE = "eth0"
 LAN_PREFIX = 16

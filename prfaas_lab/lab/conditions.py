@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from prfaas_lab.errors import FabricError
-from prfaas_lab.fabric.cross_traffic import CrossTraffic
-from prfaas_lab.fabric.network import Fabric
-from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.fabric.timeline import Change, Observed, ShapeChange, Timeline
 from prfaas_lab.fabric.timeline_player import TimelinePlayer
@@ -17,6 +15,10 @@ from prfaas_lab.lab.watch import Links
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.spec.scenario import Event, Resolved
+
+if TYPE_CHECKING:  # a simulation starts without what only a network of this machine needs
+    from prfaas_lab.fabric.network import Fabric
+    from prfaas_lab.fabric.ownership import Ownership
 
 _BEFALL_TIMEOUT_S = 10.0
 _IN_FLIGHT_BYTES = 16 * 1024
@@ -58,6 +60,8 @@ class Conditions:
         cls, resolved: Resolved, fabric: Fabric, ownership: Ownership, ledger: Ledger
     ) -> Iterator[Conditions]:
         """Read and check all that is to come. Raises FabricError for what this shaper cannot do."""
+        from prfaas_lab.fabric.cross_traffic import CrossTraffic
+
         timeline = timeline_of(resolved, fabric)
         for direction, shape in timeline.possible_shapes():
             fabric.check(*direction, shape)

@@ -20,14 +20,16 @@ from prfaas_lab.engine.corruption import Corruption
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import network
 from prfaas_lab.fabric.measure import judge, measure
-from prfaas_lab.fabric.network import DATA_PORT, Fabric
+from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.ownership import Ownership
+from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.engines import ControlClient, Engine
 from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
+from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
 from prfaas_lab.lab.pacing import Pacing, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
@@ -325,13 +327,3 @@ class Foundation:
         )
         if name in self.engines:
             self.engines[name].alive = False
-
-
-@asynccontextmanager
-async def meanwhile(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run these beside the body, and cancel them when it ends."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in work]
-        yield
-        for task in tasks:
-            task.cancel()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prfaas_lab.transport.congestion import PathSample
+if TYPE_CHECKING:
+    from prfaas_lab.transport.congestion import PathSample
 
 WINDOW = 10
 """Rounds of 100 ms that an estimate is averaged over: shapers and BBR both work in bursts."""

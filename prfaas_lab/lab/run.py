@@ -6,8 +6,9 @@ import os
 import signal
 from dataclasses import dataclass, field
 
-from prfaas_lab.lab.deployment import Deployment, Options, meanwhile
+from prfaas_lab.lab.deployment import Deployment, Options
 from prfaas_lab.lab.drive import Driver
+from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.scheduler import scheduler_for
 from prfaas_lab.lab.session import Outcome, Screen, run_session
 from prfaas_lab.lab.verify import Answer, chosen, verify

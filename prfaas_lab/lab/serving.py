@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from prfaas_lab.lab.deployment import Deployment, Options, meanwhile
+from prfaas_lab.lab.deployment import Deployment, Options
+from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.session import Outcome, Screen, run_session
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.spec.load import kind_of, load_scenario, load_topology

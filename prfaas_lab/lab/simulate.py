@@ -19,11 +19,11 @@ from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions, timeline_of
-from prfaas_lab.lab.deployment import meanwhile
 from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.engines import Engine, EngineClient
 from prfaas_lab.lab.faults import the_fault
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
+from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.pacing import Pacing
 from prfaas_lab.lab.replication import replicate
 from prfaas_lab.lab.results import results_in

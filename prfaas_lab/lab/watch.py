@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from prfaas_lab.errors import EngineError
-from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.shape import Counters, Shape
 from prfaas_lab.lab.cpu_times import cpu_times
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
+
+if TYPE_CHECKING:
+    from prfaas_lab.fabric.network import Fabric
 
 LINK_INTERVAL_S = 0.1
 ENGINE_INTERVAL_S = 0.5

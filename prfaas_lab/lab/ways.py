@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Protocol
 
-from prfaas_lab.fabric.network import DATA_PORT
+from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.lab.egress import Estimate
 from prfaas_lab.router.values import PathView

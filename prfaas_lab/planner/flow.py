@@ -12,14 +12,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
 
 from prfaas_lab.model.profile import Floats
 from prfaas_lab.planner.classes import Classes
 from prfaas_lab.planner.setting import Setting
+
+if TYPE_CHECKING:
+    from scipy.sparse import coo_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ def best_flow(setting: Setting, groups: Sequence[Group], n_p: Mapping[str, int] 
 
 
 def _solve(problem: _Problem, n_p: Mapping[str, int] | None, *, whole: bool = False) -> Floats:
+    from scipy.optimize import linprog  # with its libraries half a second's work: not at every start
+
     cost = np.zeros(problem.size)
     cost[problem.total] = -1.0
     answer = linprog(
@@ -116,7 +120,7 @@ class _Problem:
         rows = [index for index, _, _ in self.ways] + list(range(len(self.groups)))
         columns = [*range(len(self.ways)), *[self.total] * len(self.groups)]
         values = [1.0] * len(self.ways) + [-group.share for group in self.groups]
-        return coo_array((values, (rows, columns)), shape=(len(self.groups), self.size))
+        return _sparse(values, rows, columns, shape=(len(self.groups), self.size))
 
     @cached_property
     def capacities(self) -> tuple[coo_array, Floats]:
@@ -140,7 +144,7 @@ class _Problem:
         ]
         row, column, value = zip(*entries, strict=True)
         limits = np.asarray([1.0 if limit else 0.0 for _, limit in finite])
-        return coo_array((value, (row, column)), shape=(len(finite), self.size)), limits
+        return _sparse(value, row, column, shape=(len(finite), self.size)), limits
 
     def _columns(self) -> enumerate[tuple[int, str, str]]:
         return enumerate(self.ways)
@@ -176,3 +180,11 @@ class _Problem:
             for column, site in enumerate(self.setting.fleet.local, start=len(self.ways))
         }
         return Flow(rate=rate, n_p=roles, remote_share=shares)
+
+
+def _sparse(
+    values: Sequence[float], rows: Sequence[int], columns: Sequence[int], shape: tuple[int, int]
+) -> coo_array:
+    from scipy.sparse import coo_array
+
+    return coo_array((values, (rows, columns)), shape=shape)

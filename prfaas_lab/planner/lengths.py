@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from prfaas_lab.errors import LabError
 from prfaas_lab.model.profile import Curve, Floats
@@ -195,6 +194,8 @@ def _by_segments(law: LengthLaw, curve: Curve, cut: npt.ArrayLike, *, square: bo
 
 def _normal_between(start: float, end: Floats) -> Floats:
     """P(start < Z <= end) of a standard normal, from whichever tail keeps the digits."""
+    from scipy.special import ndtr  # takes as long to load as all the rest: only when there is a plan to make
+
     if start > 0:
         return np.asarray(ndtr(-start) - ndtr(-end))
     return np.asarray(ndtr(end) - ndtr(start))

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from itertools import accumulate
+from statistics import NormalDist
 from typing import Protocol
-
-from scipy.special import ndtr, ndtri
 
 from prfaas_lab.spec.scenario import Empirical, Fixed, Lengths, LogNormal
 
@@ -50,14 +49,16 @@ class TruncatedLogNormal:
     def __init__(self, mu: float, sigma: float, low: int, high: int) -> None:
         self._mu, self._sigma, self._low, self._high = mu, sigma, low, high
         self._mass = self._between(low, high, 0.0)
+        self._ends = self._z(low), self._z(high)
+        self._mirrored = self._ends[0] > 0
+        """The upper tail: reckoned in its mirror image, where no digits are lost."""
+        self._first = _ndtr(-self._ends[0] if self._mirrored else self._ends[0])
 
     def quantile(self, u: float) -> int:
-        below = self._z(self._low)
-        if below > 0:  # the upper tail: reckon in its mirror image, where no digits are lost
-            z = -float(ndtri(ndtr(-below) - u * self._mass))
-        else:
-            z = float(ndtri(ndtr(below) + u * self._mass))
-        z = min(max(z, below), self._z(self._high))  # rounding may reach past a far end
+        below, above = self._ends
+        mass = u * self._mass
+        z = -_ndtri(self._first - mass) if self._mirrored else _ndtri(self._first + mass)
+        z = min(max(z, below), above)  # rounding may reach past a far end
         return min(max(round(math.exp(self._mu + self._sigma * z)), self._low), self._high)
 
     def cdf(self, tokens: float) -> float:
@@ -73,7 +74,7 @@ class TruncatedLogNormal:
 
     def _between(self, low: float, high: float, shift: float) -> float:
         a, b = self._z(low) - shift, self._z(high) - shift
-        return float(ndtr(-a) - ndtr(-b)) if a > 0 else float(ndtr(b) - ndtr(a))
+        return _ndtr(-a) - _ndtr(-b) if a > 0 else _ndtr(b) - _ndtr(a)
 
 
 class Discrete:
@@ -96,3 +97,18 @@ class Discrete:
 
     def mean(self) -> float:
         return math.fsum(count * share for count, share in zip(self._tokens, self._shares, strict=True))
+
+
+_inverse = NormalDist().inv_cdf
+
+
+def _ndtr(z: float) -> float:
+    """P(Z <= z) of a standard normal."""
+    return 0.5 * math.erfc(-z * math.sqrt(0.5))
+
+
+def _ndtri(p: float) -> float:
+    """The z with P(Z <= z) = p; infinite beyond what a float tells from 0 and 1."""
+    if 0.0 < p < 1.0:
+        return _inverse(p)
+    return -math.inf if p <= 0.0 else math.inf

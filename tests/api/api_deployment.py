@@ -19,8 +19,9 @@ from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.fabric.timeline import Change, ShapeChange, Timeline
 from prfaas_lab.lab.conditions import Conditions
-from prfaas_lab.lab.deployment import Deployment, meanwhile
+from prfaas_lab.lab.deployment import Deployment
 from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, ModelReady, PrefillOrder
 from prfaas_lab.lab.service import Service
 from prfaas_lab.metrics.ledger import Ledger

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from prfaas_lab import __version__
-from prfaas_lab.cli import application
+from prfaas_lab.cli import SUMMARIES, application
 
 ROOT = Path(__file__).parents[2]
 GROUP = typer.main.get_command(application())
@@ -38,6 +38,13 @@ def test_every_command_says_what_it_does(name: str) -> None:
     shown = lab(name, "--help")
     assert shown.returncode == 0
     assert len(shown.stdout.split()) > 30
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    first = {
+        name: command.help.split("\n\n")[0].replace("\n", " ") for name, command in GROUP.commands.items()
+    }
+    assert first == SUMMARIES
 
 
 @pytest.mark.parametrize("line", documented_commands())

@@ -28,8 +28,9 @@ import pytest
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import namespaces
 from prfaas_lab.fabric.flood import Flood
-from prfaas_lab.fabric.network import DATA_PORT, Fabric, up
+from prfaas_lab.fabric.network import Fabric, up
 from prfaas_lab.fabric.ownership import Ownership, clean
+from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.fabric.probe import SHAPERS, Probe, probe
 from prfaas_lab.fabric.probes import Way, goodput_bps, record_stream, round_trip_s
 from prfaas_lab.fabric.shape import ACHIEVABLE, Shape
