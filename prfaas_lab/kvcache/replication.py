@@ -71,8 +71,10 @@ class Demand:
         per_second = math.log(2) / self._half_life_s
         found: list[HotPrefix] = []
         for _, prefix in sorted(self._seen.items(), key=lambda entry: (-entry[1].total, entry[0])):
+            if len(found) == count:
+                break
             held = directory.match(prefix.prompt)
-            if len(found) < count and any(held.values()):
+            if any(held.values()):
                 rates = {name: uses * per_second for name, uses in prefix.uses.items()}
                 found.append(HotPrefix(prompt=prefix.prompt, requests_per_s=rates, held_tokens=held))
         return tuple(found)

@@ -33,11 +33,14 @@ async def replicate(
 
 def advised(caches: KVCacheManager, view: View, now_s: float) -> tuple[Replication, ...]:
     """What to copy now, best first; over links that have bandwidth to spare."""
+    rate_bps = {(path.source, path.destination): _spare_bps(path) for path in view.paths}
+    if not any(rate_bps.values()):
+        return ()
     return replication_advice(
         caches.demand.hottest(now_s, caches.directory),
         geometry=caches.geometry,
         prefill_s_per_token=_speeds(view.engines),
-        rate_bps={(path.source, path.destination): _spare_bps(path) for path in view.paths},
+        rate_bps=rate_bps,
     )
 
 

@@ -16,6 +16,9 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "TTFT p99, ms": lambda s: s["p99_ttft_ms"],
     "TPOT mean, ms": lambda s: s["mean_tpot_ms"],
     "offloaded share": lambda s: s["offload_fraction"],
+    "cached share of tokens": lambda s: s["cache"]["hit_rate_tokens"],
+    "cached share of requests": lambda s: s["cache"]["hit_rate_requests"],
+    "cached tokens": lambda s: s["total_cached_tokens"],
     "link bytes": lambda s: sum(_busiest(link) for link in s["links"].values()),
 }
 
