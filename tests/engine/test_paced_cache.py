@@ -1,4 +1,4 @@
-"""A paced engine's prefix cache saves the profile's time and the layout's bytes; a simulated one decides alike."""
+"""A paced engine's prefix cache saves what profile and layout say; a simulated one decides alike."""
 
 from __future__ import annotations
 
