@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from collections.abc import Callable
 
 from prfaas_lab.errors import TransportError
-from prfaas_lab.transport.codec import Codec, number_of
-from prfaas_lab.transport.congestion import ConnectionSample, PathMonitor, PathSample, read_connection
+from prfaas_lab.transport.congestion import PathSample
+from prfaas_lab.transport.dial import Peer, Terms, dial
 from prfaas_lab.transport.errors import (
     CorruptSegment,
     HandshakeError,
-    PeerLost,
     SegmentRefused,
     TransferCancelled,
     TransferTimeout,
     UnknownTransfer,
 )
 from prfaas_lab.transport.frames import Header, Kind, Refusal
-from prfaas_lab.transport.handshake import CHALLENGE_BYTES, WELCOME_BYTES, SenderHandshake
 from prfaas_lab.transport.limits import Limits
 from prfaas_lab.transport.outgoing import Frame, Outgoing
 from prfaas_lab.transport.schedule import POLICIES, choose
-from prfaas_lab.transport.sockets import Tasks, prepare, read_exactly, write_all
+from prfaas_lab.transport.sockets import Tasks
 from prfaas_lab.transport.stream import SendStream
+from prfaas_lab.transport.upkeep import Upkeep
 
 _BACKOFF_S = (0.02, 1.0)
-_OVERTAKE_INTERVAL_S = 0.025
-_OVERTAKE_PATIENCE_S = 0.05
-"""A frame has had its chance after two round trips and this: twice what it waits in the kernel."""
 _REFUSALS: dict[int, type[TransportError]] = {
     Refusal.UNKNOWN: UnknownTransfer,
     Refusal.SEGMENT: SegmentRefused,
@@ -44,13 +39,9 @@ class Route:
     """N pooled connections to one receiver. Frames wait in the transfers, and every connection that
     can write takes the next ones: none of them owns a transfer, so none can hold one up."""
 
-    def __init__(
-        self, peer: tuple[str, int], key: bytes, fingerprint: bytes, settings: Limits,
-        codec: Codec | None, clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+    def __init__(self, peer: Peer, terms: Terms, settings: Limits, clock: Callable[[], float]) -> None:
         self.peer = peer
-        self._key, self._fingerprint, self._settings, self._clock = key, fingerprint, settings, clock
-        self._codec = codec
+        self._terms, self._settings, self._clock = terms, settings, clock
         self._policy = POLICIES[settings.policy]
         self._wanted = settings.connections_to_peer()
         self._loop = asyncio.get_running_loop()
@@ -62,16 +53,14 @@ class Route:
         self._window_bytes = settings.window_bytes
         self._max_frame_bytes = settings.max_frame_bytes
         self._window_full = False
-        self._alone_since = self._loop.time()
-        self._progress_at = self._loop.time()
+        self.alone_since = self._loop.time()
+        self.progress_at = self._loop.time()
         self.transfers: dict[int, Outgoing] = {}
         self.streams: list[SendStream] = []
-        self._monitor = PathMonitor()
         self.path: PathSample | None = None
-        self._tasks.start(self._keep_connected())
-        self._tasks.start(self._watch())
-        self._tasks.start(self._sample())
-        self._tasks.start(self._overtake())
+        upkeep = Upkeep(self, settings, clock)
+        for work in (self._keep_connected(), upkeep.watch(), upkeep.sample(), upkeep.overtake()):
+            self._tasks.start(work)
 
     # -- for the sender ------------------------------------------------------------------------
 
@@ -84,7 +73,9 @@ class Route:
                 if not self.streams:
                     await self._dial()
         served = min((t.served for t in self._ready.values()), default=0.0)
-        codec = None if exact and self._codec and self._codec.lossy else self._codec
+        codec = self._terms.codec
+        if exact and codec is not None and codec.lossy:
+            codec = None
         outgoing = Outgoing(
             transfer_id, next(self._numbers), self, self._clock,
             weight=weight, expected_bytes=expected_bytes, served=served, codec=codec,
@@ -107,7 +98,7 @@ class Route:
         if outgoing.number in self._ready:
             return  # a connection was woken for it, and wakes the next as long as there is more
         if not self._ready and not self._unacked_bytes:
-            self._progress_at = self._loop.time()  # nobody was kept waiting until now
+            self.progress_at = self._loop.time()  # nobody was kept waiting until now
         self._ready[outgoing.number] = outgoing
         self._wake()
 
@@ -139,7 +130,7 @@ class Route:
         return frames
 
     def acked(self, stream: SendStream, frames: list[Frame]) -> None:
-        self._progress_at = self._loop.time()
+        self.progress_at = self._loop.time()
         for frame in frames:
             if frame.arrived() and not frame.outgoing.ended:
                 frame.outgoing.acked(frame)
@@ -163,7 +154,7 @@ class Route:
         outgoing = self.transfers.get(header.transfer)
         if outgoing is None:
             return
-        self._progress_at = self._loop.time()
+        self.progress_at = self._loop.time()
         if header.kind == Kind.COMPLETE:
             outgoing.completed()
         else:
@@ -176,7 +167,7 @@ class Route:
         stream.close()
         self.streams.remove(stream)
         if not self.streams:
-            self._alone_since = self._loop.time()
+            self.alone_since = self._loop.time()
         for frame in stream.unacknowledged():
             if frame.failed() and not frame.outgoing.ended:
                 frame.outgoing.again(frame)
@@ -187,6 +178,17 @@ class Route:
         self._window_full = False
         self._short.set()
         self._wake()
+
+    # -- for the upkeep ------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Some transfer has something to send that no connection has taken."""
+        return bool(self._ready)
+
+    def fail_all(self, error: TransportError) -> None:
+        for outgoing in list(self.transfers.values()):
+            outgoing.fail(error, tell_peer=False)
 
     # -- the shared queue ----------------------------------------------------------------------
 
@@ -225,30 +227,14 @@ class Route:
             stream.attached.add(outgoing)
             stream.push(outgoing.attach_frame())
 
-    # -- connections and deadlines -------------------------------------------------------------
+    # -- the connections -----------------------------------------------------------------------
 
     async def _dial(self) -> None:
         """One more connection. Raises PeerLost, or the handshake's error."""
-        sock = socket.socket(socket.AF_INET6 if ":" in self.peer[0] else socket.AF_INET)
-        try:
-            prepare(sock)
-            async with asyncio.timeout(self._settings.connect_timeout_s):
-                await self._loop.sock_connect(sock, self.peer)
-                await self._shake_hands(sock)
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):  # TimeoutError is one
-                raise PeerLost(f"no connection: {error or 'timed out'}", where=self._name) from error
-            raise
-        self._add(SendStream(sock, self, self._settings))
-
-    async def _shake_hands(self, sock: socket.socket) -> None:
-        handshake = SenderHandshake(self._key, self._fingerprint, number_of(self._codec))
-        await write_all(sock, handshake.hello())
-        await write_all(sock, handshake.challenged(await read_exactly(sock, CHALLENGE_BYTES)))
-        theirs = handshake.welcomed(await read_exactly(sock, WELCOME_BYTES))
+        sock, theirs = await dial(self.peer, self._terms, timeout_s=self._settings.connect_timeout_s)
         self._window_bytes = min(self._settings.window_bytes, theirs.window_bytes)
         self._max_frame_bytes = min(self._settings.max_frame_bytes, theirs.frame_bytes)
+        self._add(SendStream(sock, self, self._settings))
 
     def _add(self, stream: SendStream) -> None:
         self.streams.append(stream)
@@ -281,98 +267,5 @@ class Route:
             if not isinstance(error, TransportError):
                 raise error
             if isinstance(error, HandshakeError) and not self.streams:
-                self._fail_all(error)
+                self.fail_all(error)
         return not errors
-
-    async def _watch(self) -> None:
-        settings = self._settings
-        shortest_s = min(settings.progress_timeout_s, settings.reconnect_timeout_s, settings.stream_timeout_s)
-        while True:
-            await asyncio.sleep(min(shortest_s / 4, 1.0))
-            now = self._loop.time()
-            self._drop_stalled(now)
-            self._end_overdue(now)
-            self._keep_alive()
-
-    async def _sample(self) -> None:
-        """Read the kernel's view of every connection. Bytes that it got acknowledged are progress,
-        also while the frame they belong to is not whole."""
-        while True:
-            await asyncio.sleep(self._settings.sample_interval_s)
-            now = self._loop.time()
-            samples: dict[object, ConnectionSample] = {}
-            for stream in self.streams:
-                sample = samples[stream] = read_connection(stream.sock)
-                if stream.note_acked(sample.acked_bytes, now):
-                    self._progress_at = now
-                if sample.delivery_rate_bps:
-                    stream.tune(self._settings.frame_bytes_at(sample.delivery_rate_bps))
-            backlog_bytes = sum(t.enqueued_bytes - t.acked_bytes for t in self.transfers.values())
-            self.path = self._monitor.observe(self._clock(), samples, backlog_bytes=backlog_bytes)
-
-    async def _overtake(self) -> None:
-        """With nothing new to send and a connection idle, send again what another has held for long:
-        a lost packet on one connection then delays a transfer by a round trip, not by its timeout."""
-        while True:
-            await asyncio.sleep(_OVERTAKE_INTERVAL_S)
-            if self._ready or not any(not s.unacked_bytes for s in self.streams):
-                continue
-            round_trips_s = self.path.rtt_s + self.path.min_rtt_s if self.path is not None else 0.0
-            before = self._loop.time() - round_trips_s - _OVERTAKE_PATIENCE_S
-            self._overtake_frames(before)
-            self._overtake_finishes(before)
-
-    def _overtake_frames(self, before: float) -> None:
-        for stream in self.streams:
-            for frame in stream.overdue(before):
-                if not frame.outgoing.ended:
-                    frame.fate.tried_at = self._loop.time()
-                    frame.outgoing.again(frame.copy())
-                    self.ready(frame.outgoing)
-
-    def _overtake_finishes(self, before: float) -> None:
-        for outgoing in self.transfers.values():
-            if outgoing.finish_is_overdue(before):
-                outgoing.finish_again()
-                self.ready(outgoing)
-
-    def _drop_stalled(self, now: float) -> None:
-        """One connection hangs, while others moved after it stopped or have nothing left to do: its
-        frames go to them."""
-        waiting = [stream for stream in self.streams if stream.unacked_bytes]
-        for stream in waiting if len(self.streams) > 1 else ():
-            alone = len(waiting) == 1 or self._progress_at > stream.progress_at
-            if alone and now - stream.progress_at > self._settings.stream_timeout_s:
-                self.lost(stream, PeerLost("a connection made no progress"))
-
-    def _end_overdue(self, now: float) -> None:
-        if not self.streams:
-            if now - self._alone_since > self._settings.reconnect_timeout_s:
-                self._fail_all(PeerLost("every connection was lost, and none came back", where=self._name))
-            return
-        if now - self._progress_at <= self._settings.progress_timeout_s:
-            return
-        for outgoing in list(self.transfers.values()):
-            if outgoing.unfinished:
-                error = TransferTimeout(
-                    f"{outgoing.transfer_id} made no progress for {self._settings.progress_timeout_s:g} s",
-                    where=self._name,
-                )
-                outgoing.fail(error, tell_peer=True)
-
-    def _keep_alive(self) -> None:
-        """A transfer that waits for its prefill says so, lest the receiver takes us for dead."""
-        for outgoing in self.transfers.values():
-            if not outgoing.unfinished:
-                for stream in self.streams:
-                    if outgoing in stream.attached:
-                        stream.push(outgoing.control_frame(Kind.ALIVE))
-                        break
-
-    def _fail_all(self, error: TransportError) -> None:
-        for outgoing in list(self.transfers.values()):
-            outgoing.fail(error, tell_peer=False)
-
-    @property
-    def _name(self) -> str:
-        return f"{self.peer[0]}:{self.peer[1]}"

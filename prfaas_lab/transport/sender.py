@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prfaas_lab.transport.codec import Codec
 from prfaas_lab.transport.congestion import PathSample
+from prfaas_lab.transport.dial import Peer, Terms
 from prfaas_lab.transport.frames import MAX_CONTROL_BYTES
 from prfaas_lab.transport.limits import Limits
 from prfaas_lab.transport.outgoing import Outgoing
@@ -23,14 +24,15 @@ class KVSender:
         self, *, key: bytes, fingerprint: bytes, settings: Limits | None = None,
         codec: Codec | None = None, clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        self._key, self._fingerprint, self._codec, self._clock = key, fingerprint, codec, clock
+        self._terms = Terms(key=key, fingerprint=fingerprint, codec=codec)
+        self._clock = clock
         self._settings = settings or Limits()
-        self.routes: dict[tuple[str, int], Route] = {}
+        self.routes: dict[Peer, Route] = {}
 
     async def open(
         self,
         transfer_id: str,
-        peer: tuple[str, int],
+        peer: Peer,
         *,
         weight: float = 1.0,
         expected_bytes: int | None = None,
@@ -49,12 +51,10 @@ class KVSender:
             raise ValueError(f"a weight is more than zero, not {weight}")
         route = self.routes.get(peer)
         if route is None:
-            route = self.routes[peer] = Route(
-                peer, self._key, self._fingerprint, self._settings, self._codec, self._clock
-            )
+            route = self.routes[peer] = Route(peer, self._terms, self._settings, self._clock)
         return await route.open(transfer_id, weight=weight, expected_bytes=expected_bytes, exact=exact)
 
-    def paths(self) -> dict[tuple[str, int], PathSample]:
+    def paths(self) -> dict[Peer, PathSample]:
         """The latest sample of the path to each peer, at most `sample_interval_s` old."""
         return {peer: route.path for peer, route in self.routes.items() if route.path is not None}
 

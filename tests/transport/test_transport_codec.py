@@ -374,18 +374,12 @@ async def test_a_segment_that_cannot_be_decoded_ends_the_transfer_at_both_ends()
             await incoming.done()
 
 
-class Sneak(Liar):
-    """Compresses after having said that it does not."""
-
-    number = 0
-
-
 async def test_a_receiver_takes_nothing_compressed_that_was_not_agreed_on():
     cache = Cache(1)
     async with pair() as link:
-        link.sender._codec = Sneak()
         link.receiver.expect("t", cache.sink)
         outgoing = await link.sender.open("t", link.peer)
+        outgoing._codec = Liar()  # which had not been said in the handshake
         outgoing.send(KEYS, cache.sent[KEYS])
         with pytest.raises(SegmentRefused, match="not agreed"):
             await outgoing.finish()
