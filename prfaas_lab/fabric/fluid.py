@@ -136,6 +136,13 @@ class Fluid:
         lanes = self._resources[key].lanes
         return sum(lane.finished_bytes for lane in lanes) + sum(max(0.0, lane.moved) for lane in lanes)
 
+    def load(self, key: Hashable) -> tuple[float, bool]:
+        """Bytes/s that pass a resource now, and whether a flow over it has made more than it may send
+        (and would be sending more, but for those it shares with)."""
+        lanes = [lane for lane in self._resources[key].lanes if lane.flows]
+        rate = sum(lane.paced_sum + (lane.greedy * lane.share if lane.greedy else 0.0) for lane in lanes)
+        return rate, any(lane.greedy and lane.share < lane.most for lane in lanes)
+
     def flowing(self, key: Hashable) -> bool:
         """Whether a flow is under way over a resource."""
         return not self._resources[key].idle

@@ -138,6 +138,11 @@ class FluidNetwork:
             backlog_bytes=0,
         )
 
+    def load(self, link: str, source: str) -> tuple[float, bool]:
+        """What passes one direction now, in bit/s with headers, and whether more is waiting for it."""
+        rate, backlogged = self.fluid.load((link, source))
+        return 8 * rate / ACHIEVABLE, backlogged
+
     def retransmitted_segments(self, datacenter: str) -> None:
         """A fluid has no segments."""
 

@@ -35,11 +35,12 @@ def told(paths: Mapping[tuple[str, int], PathSample]) -> list[dict[str, Any]]:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """One direction of a link, as its senders see it: throughput over the last second, what it gives
-    when asked for all it has (None until it was), and whether that shows."""
+    when asked for all it has (None until it was), whether that shows, and whether it is asked now."""
 
     throughput_bps: float
     available_bps: float | None
     congested: bool
+    backlogged: bool = False
 
 
 class Egress:
@@ -55,7 +56,8 @@ class Egress:
         samples = list(samples)
         throughput_bps = sum(sample["throughput_bps"] for sample in samples)
         self._throughputs.append(throughput_bps)
-        if any(sample["backlogged"] for sample in samples):
+        backlogged = any(sample["backlogged"] for sample in samples)
+        if backlogged:
             self._asked.append(throughput_bps)
             self._available_bps = sum(self._asked) / len(self._asked)
         else:
@@ -64,4 +66,5 @@ class Egress:
             throughput_bps=sum(self._throughputs) / len(self._throughputs),
             available_bps=self._available_bps,
             congested=any(sample["congested"] for sample in samples),
+            backlogged=backlogged,
         )

@@ -18,18 +18,21 @@ from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.service import Service
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.planner.egress import Reading, Way, look
 from prfaas_lab.planner.fleet import fleet_of
 from prfaas_lab.planner.lengths import Discrete
 from prfaas_lab.planner.long_term import Decision, replan, with_rate
 from prfaas_lab.planner.setting import Setting
 from prfaas_lab.planner.short_term import ShortTerm, Signals, follow_plan, tick
-from prfaas_lab.router.values import EngineView
+from prfaas_lab.router.values import EngineView, PathView
 from prfaas_lab.spec.scenario import Resolved
 
 _FEWEST = 30
 """Requests in a window below which it says nothing of their lengths."""
 _WORTH_TELLING = 0.1
 """A threshold that moved by less than this share since it was last told of is not told of."""
+_SMOOTHING = 0.1
+"""Of the rates that the long-term loop reckons with: over about ten short-term ticks."""
 
 
 class Scheduler:
@@ -48,7 +51,8 @@ class Scheduler:
         )
         self._told = planned
         self._seen: deque[tuple[float, int, int]] = deque()
-        self._carried = _Egress(resolved.topology.prfaas)
+        self._ways: dict[tuple[str, str], Way] = {}
+        self._rates: dict[tuple[str, str], float] = {}
         local = resolved.topology.local
         self._home = local[0] if convertible(resolved, local[0]) else None
 
@@ -72,18 +76,38 @@ class Scheduler:
             self._take(before)
 
     def _signals(self) -> Signals:
+        """Of the way and its PrfaaS site that have least in hand."""
         view = self._service.view()
         roles = {dc.name: dc.role for dc in view.datacenters}
-        ways = [p for p in view.paths if roles[p.source] == "prfaas" and roles[p.destination] == "local"]
-        rate_bps = sum(way.rate_bps or 0.0 for way in ways if way.up)
-        transit_bits = 8 * sum(self._service.transit.values())
+        queues = _shortest_queues(view.engines)
+        home_s = min((wait for name, wait in queues.items() if roles[name] == "local"), default=0.0)
+        sides = [
+            self._side(way, path, queues[path.source], home_s)
+            for path in view.paths
+            if roles[path.source] == "prfaas" and roles[path.destination] == "local"
+            if (way := self._look(path)).up and path.source in queues
+        ]
+        down = Signals(up=False, utilization=1.0, prfaas_queue_s=0.0, egress_s=0.0, home_queue_s=home_s)
+        return min(sides, key=lambda side: side.offload_s, default=down)
+
+    def _side(self, way: Way, path: PathView, queue_s: float, home_s: float) -> Signals:
         return Signals(
-            up=any(way.up for way in ways),
-            utilization=self._carried.utilization,
-            prfaas_queue_s=_shortest(view.engines, [n for n, role in roles.items() if role == "prfaas"]),
-            transit_s=transit_bits / rate_bps if rate_bps else 0.0,
-            home_queue_s=_shortest(view.engines, [n for n, role in roles.items() if role == "local"]),
+            up=True,
+            utilization=way.utilization,
+            congested=path.congested,
+            prfaas_queue_s=queue_s,
+            egress_s=way.wait_s(self._service.committed[path.source, path.destination]),
+            home_queue_s=home_s,
         )
+
+    def _look(self, path: PathView) -> Way:
+        """What is believed of a way now; its rate is smoothed for the long-term loop."""
+        pair = path.source, path.destination
+        way = self._ways[pair] = look(self._ways.get(pair, Way()), _reading(path))
+        if way.rate_bps is not None:
+            before = self._rates.get(pair, way.rate_bps)
+            self._rates[pair] = before + _SMOOTHING * (way.rate_bps - before)
+        return way
 
     def _take(self, before: ShortTerm) -> None:
         state = self._state
@@ -116,6 +140,7 @@ class Scheduler:
             decision = replan(
                 setting,
                 len(prefill),
+                self._state.planned,
                 margin=settings.margin,
                 cost_s=settings.conversion,
                 period_s=settings.long,
@@ -144,7 +169,7 @@ class Scheduler:
             output_tokens=fmean(tokens for _, _, tokens in self._seen),
             mode="exact",
         )
-        rate_bps = self._carried.mean_rate_bps
+        rate_bps = min(self._rates.values(), default=None)
         scenario = self._resolved.scenario
         return setting if rate_bps is None else with_rate(
             setting, max(1.0, rate_bps / scenario.scale * scenario.time_scale)
@@ -184,52 +209,26 @@ class Scheduler:
     def _observe(self, event: ev.Event) -> None:
         if isinstance(event, ev.RequestSubmitted):
             self._seen.append((event.at_s, event.prompt_tokens, event.output_tokens))
-        elif isinstance(event, ev.LinkSampled):
-            self._carried.add(event)
 
 
-def _shortest(engines: tuple[EngineView, ...], sites: list[str]) -> float:
-    """What the next prompt would wait for the idlest prefill engine of these sites."""
-    waits = [e.queued_s for e in engines if e.role == "prefill" and e.alive and e.datacenter in sites]
-    return min(waits, default=0.0)
+def _shortest_queues(engines: tuple[EngineView, ...]) -> dict[str, float]:
+    """What the next prompt would wait for the idlest prefill engine, of each datacenter that has one."""
+    shortest: dict[str, float] = {}
+    for engine in engines:
+        if engine.role == "prefill" and engine.alive:
+            before = shortest.get(engine.datacenter, engine.queued_s)
+            shortest[engine.datacenter] = min(before, engine.queued_s)
+    return shortest
 
 
-class _Egress:
-    """How much of their rate the links out of PrfaaS sites carry, smoothed over about ten samples."""
-
-    _SMOOTHING = 0.2
-
-    def __init__(self, sites: tuple[str, ...]) -> None:
-        self._sites = frozenset(sites)
-        self._last: dict[tuple[str, str], ev.LinkSampled] = {}
-        self._share: dict[tuple[str, str], float] = {}
-        self._rate: dict[tuple[str, str], float] = {}
-
-    @property
-    def utilization(self) -> float:
-        """Of the fullest."""
-        return min(1.0, max(self._share.values(), default=0.0))
-
-    @property
-    def mean_rate_bps(self) -> float | None:
-        """Of the narrowest, lately; None while none is known, or unshaped."""
-        return min(self._rate.values(), default=None)
-
-    def add(self, sample: ev.LinkSampled) -> None:
-        """Take in one reading."""
-        if sample.source not in self._sites or sample.configured_bps is None:
-            return
-        key = sample.link, sample.source
-        last, self._last[key] = self._last.get(key), sample
-        self._rate[key] = self._smooth(self._rate.get(key), sample.configured_bps)
-        if last is None or sample.at_s <= last.at_s or not sample.configured_bps:
-            return
-        bits = 8 * (sample.bytes_total - last.bytes_total)
-        share = bits / (sample.at_s - last.at_s) / sample.configured_bps
-        self._share[key] = self._smooth(self._share.get(key), share)
-
-    def _smooth(self, before: float | None, now: float) -> float:
-        return now if before is None else before + self._SMOOTHING * (now - before)
+def _reading(path: PathView) -> Reading:
+    return Reading(
+        up=path.up,
+        configured_bps=path.rate_bps,
+        throughput_bps=path.throughput_bps,
+        measured_bps=path.available_bps,
+        backlogged=path.backlogged or path.congested,
+    )
 
 
 def convertible(resolved: Resolved, datacenter: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class _Flight:
     on_token: OnToken | None
     placement: Placement | None = None
     prompt: Prompt | None = None
+    way: tuple[str, str] | None = None
+    """Between datacenters, while its KVCache has still to cross it."""
     stage: str = "route"
     stopped: bool = False
     held_tokens: int = 0
@@ -86,8 +89,9 @@ class Service:
             self.answers = Answers(engines, caches, self.copies, datacenters=keep_answers)
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
-        self.transit: dict[str, int] = {}
-        """KVCache of offloaded requests between prefill's end and its receipt, in bytes."""
+        self.committed: Counter[tuple[str, str]] = Counter()
+        """KVCache that is still to be received over each way between datacenters, in bytes: of all requests
+        that were placed so, whether or not their prefill has begun."""
         self._expected_bytes, self._ledger, self._sends_ids = expected_bytes, ledger, sends_ids
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
@@ -172,6 +176,9 @@ class Service:
         """
         request = flight.request
         prefill, decode = self._engines[placement.prefill], self._engines[placement.decode]
+        if placement.offloaded:
+            flight.way = prefill.datacenter, decode.datacenter
+            self.committed[flight.way] += self._expected_bytes(request.prompt_tokens)
         try:
             with (
                 decode.holding(request.id, 0),
@@ -183,12 +190,18 @@ class Service:
         except BaseExceptionGroup as errors:
             raise the_fault(errors) from errors
         finally:
-            self.transit.pop(request.id, None)
+            self._crossed(flight)
         self._hand_over(flight, placement)
         if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
             raise EngineError(
                 f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
             )
+
+    def _crossed(self, flight: _Flight) -> None:
+        """Its KVCache is not, or no longer, to come over a way between datacenters."""
+        if flight.way is not None:
+            self.committed[flight.way] -= self._expected_bytes(flight.request.prompt_tokens)
+            flight.way = None
 
     def _prefill_s(self, flight: _Flight, engine: Engine) -> float:
         """What the profile says that its prefill takes; 0 when there is none."""
@@ -228,7 +241,7 @@ class Service:
                         self._learn(engine, stage)
                     case "received":
                         flight.stage, flight.received = "restore", stage
-                        self.transit.pop(request.id, None)
+                        self._crossed(flight)
                     case "restored":
                         flight.stage = "decode"
                         self._record_restored(request, engine, stage["at"])
@@ -258,8 +271,6 @@ class Service:
                             flight.stage = "transfer"
                             hold.computed()
                             self._record_prefill(request, engine, stage)
-                            if placement.offloaded and not flight.received:
-                                self.transit[request.id] = self._expected_bytes(request.prompt_tokens)
                         case "cache":
                             self._learn(engine, stage)
                         case "sent":

@@ -32,6 +32,7 @@ from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPair, SimulatedPrefill
 from prfaas_lab.lab.simulated_cache import CopyLandings, SimulatedCache
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
+from prfaas_lab.lab.simulated_paths import SimulatedPaths
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.lab.watch import read_links, sample_engines
@@ -143,7 +144,8 @@ class _Run:
         ledger.record(started)
         _phase(ledger, "network", network.reason)
         engines = self._engines(network, ledger)
-        service = self._service(engines, network, ledger)
+        ways = Ways(network)
+        service = self._service(engines, ways, ledger)
 
         async def serve(request: Request) -> list[int] | None:
             tokens = await service.serve(request)
@@ -162,10 +164,11 @@ class _Run:
         _sample(network, ledger)
         await sample_engines(engines.values(), ledger)
         scheduler = scheduler_for(self.resolved, service, engines, ledger)
-        adapting = [scheduler.run()] if scheduler else []
+        interval_s = max(LINK_INTERVAL_S, scenario.duration * scenario.time_scale / LINK_SAMPLES)
+        adapting = [scheduler.run(), SimulatedPaths(network, ways).watch(interval_s)] if scheduler else []
         if service.caches is not None and service.copies is not None:
             adapting.append(replicate(service.caches, service.copies, service.view, ledger))
-        async with meanwhile(self._watch_links(network, ledger), conditions.run(), *adapting):
+        async with meanwhile(_watch_links(network, ledger, interval_s), conditions.run(), *adapting):
             await Driver(scenario, requests, serve, ledger).run()
         _sample(network, ledger)
         await sample_engines(engines.values(), ledger)
@@ -265,14 +268,14 @@ class _Run:
         engine = self.resolved.scenario.engine
         return self.pacing.profiles[datacenter].bs_max if engine.executor == "paced" else engine.max_batch
 
-    def _service(self, engines: dict[str, Engine], network: FluidNetwork, ledger: Ledger) -> Service:
+    def _service(self, engines: dict[str, Engine], ways: Ways, ledger: Ledger) -> Service:
         topology, model = self.resolved.topology, self.pacing.model
         return Service(
             engines=engines,
             datacenters=tuple(
                 DatacenterView(name=name, role=site.role) for name, site in topology.datacenters.items()
             ),
-            network=Ways(network),
+            network=ways,
             route=self.route,
             plan=plan_of(self.resolved.scenario.policy),
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
@@ -295,12 +298,11 @@ class _Run:
 
         return Conditions(timeline_of(self.resolved, network), ledger, apply=apply, check=network.check)
 
-    async def _watch_links(self, network: FluidNetwork, ledger: Ledger) -> None:
-        scenario = self.resolved.scenario
-        interval_s = max(LINK_INTERVAL_S, scenario.duration * scenario.time_scale / LINK_SAMPLES)
-        while True:
-            await asyncio.sleep(interval_s)
-            _sample(network, ledger)
+
+async def _watch_links(network: FluidNetwork, ledger: Ledger, interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        _sample(network, ledger)
 
 
 def _sample(network: FluidNetwork, ledger: Ledger) -> None:

@@ -107,8 +107,10 @@ def _estimated(view: PathView, estimate: Estimate | None) -> PathView:
     return replace(
         view,
         utilization=min(1.0, estimate.throughput_bps / room_bps) if room_bps else 0.0,
+        throughput_bps=estimate.throughput_bps,
         available_bps=estimate.available_bps,
         congested=estimate.congested,
+        backlogged=estimate.backlogged,
     )
 
 

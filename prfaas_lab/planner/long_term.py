@@ -30,11 +30,14 @@ class Decision:
     reason: str
 
 
-def replan(setting: Setting, n_p: int, *, margin: float, cost_s: float, period_s: float) -> Decision:
-    """For one local site. `cost_s` is how long a conversion takes an instance away, of `period_s` until
-    the next decision: a gain has to make up for it."""
+def replan(
+    setting: Setting, n_p: int, threshold_tokens: float, *, margin: float, cost_s: float, period_s: float
+) -> Decision:
+    """For one local site, planned for `threshold_tokens` until now. `cost_s` is how long a conversion takes
+    an instance away, of `period_s` until the next decision: a gain has to make up for it. With the same
+    roles the threshold stays, unless another gains more than `margin`."""
     (site,) = setting.fleet.local
-    cuts = lengths.thresholds(setting.lengths, digits=2)
+    cuts = np.append(lengths.thresholds(setting.lengths, digits=2), threshold_tokens)
     roles = [{site.name: count} for count in range(1, site.instances)]
     table = grid(setting, cuts, roles)
     best_rate = table.rate.max(axis=1)
@@ -45,6 +48,8 @@ def replan(setting: Setting, n_p: int, *, margin: float, cost_s: float, period_s
     worth = step != 0 and there > here * (1 + margin + price)
     row = now + step if worth else now
     column = int(np.lexsort((-table.prefill_rate[row], -table.rate[row]))[0])
+    if not worth and table.prefill_rate[row, column] < table.prefill_rate[row, -1] * (1 + margin):
+        column = -1  # what a window's chance mix would gain is not worth a move
     bound = "prefill" if step > 0 else "decode" if step < 0 else "balanced"
     reason = (
         f"{bound}-bound: {here:.3g} req/s at N_p {n_p}, {there:.3g} at {n_p + step}, best {best + 1}"

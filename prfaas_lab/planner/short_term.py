@@ -2,73 +2,82 @@
 
 The paper names what to watch (egress utilisation, queue depth) and leaves the law open. Ours is equation 7
 as feedback. At the best threshold both sides are equally loaded; so while a request would wait longer on
-the PrfaaS side than at home, the threshold rises, and while it would wait less, it falls:
+the PrfaaS side than at home, the threshold lies above the plan's, and while it would wait less, below it:
 
-    wait_prfaas = max(queue of its idlest engine, KVCache in transit / rate of the way)
+    wait_prfaas = queue of its idlest engine, or where bandwidth is scarce and that is longer,
+                  KVCache that has still to cross / what the way gives
     wait_home   = queue of the idlest home engine
     imbalance   = wait_prfaas - wait_home
+    threshold   = planned * exp(excess / (2 * band_s + (wait_prfaas + wait_home) / 4))
 
-Hysteresis: nothing moves until |imbalance| exceeds a band, `band_s` plus a quarter of the longer wait; then
-the threshold goes by a factor `step` a tick in one direction until the imbalance is below half the band.
-Queues answer late, so it pauses on every tick at which the imbalance has become smaller. Within the band it
-drifts back to the plan's threshold by a quarter of a step a tick.
+What has still to cross counts from the moment a request is placed, and what the way gives is what its
+senders measure (planner.egress). Both are known without delay, so a proportional law needs no memory of
+its own: it does not overshoot, and when the cause is gone, so is its effect.
 
-Bandwidth is *scarce* from `SCARCE_ABOVE` of the way's rate
-on, until it is below `ABUNDANT_BELOW`; while it is scarce the threshold does not fall. A way that is down
-stops offloading at once; when it is back, the plan's threshold holds again.
+Hysteresis: `excess` is what the imbalance has beyond a zone of `band_s` plus a tenth of the longer wait, in
+which nothing moves. Once it has left the zone, the zone is half as wide in that direction until the
+imbalance is back in it.
+
+Bandwidth is *scarce* when more than `SCARCE_ABOVE` of what the way gives is in use, or its connections show
+congestion, until less than `ABUNDANT_BELOW` is in use and they show none. While it is abundant, KVCache
+crosses as it is computed, and the way adds nothing to the wait. A way that is down, or gives nothing, stops
+offloading at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 SCARCE_ABOVE = 0.9
 ABUNDANT_BELOW = 0.7
+LOWEST = 1 / 16
+"""Of the plan's threshold: it never falls further."""
 Direction = Literal["rising", "falling", "resting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What is seen at a tick. Times in seconds of the run; `utilization` of the way's egress, 0 to 1."""
+    """What is seen at a tick. Times in seconds of the run; `utilization` of what the way gives, 0 to 1."""
 
     up: bool
     utilization: float
     prfaas_queue_s: float
-    transit_s: float
-    """What is in transit, over the way's rate: how long a byte handed over now waits."""
+    egress_s: float
+    """What has still to cross, over what the way gives."""
     home_queue_s: float
+    congested: bool = False
 
     @property
-    def prfaas_wait_s(self) -> float:
-        return max(self.prfaas_queue_s, self.transit_s)
-
-    @property
-    def imbalance_s(self) -> float:
-        return self.prfaas_wait_s - self.home_queue_s
+    def offload_s(self) -> float:
+        """How long the whole PrfaaS side has in hand at least."""
+        return max(self.prfaas_queue_s, self.egress_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortTerm:
-    """The law's memory. `threshold` is the effective one, in tokens; `planned` what it drifts back to."""
+    """The law's memory. `threshold` is the effective one, in tokens; `planned` what it holds at rest.
+    `direction`: on which side of the zone the imbalance is."""
 
     planned: float
     threshold: float
     longest: float
     """The longest prompt there is: at this threshold nothing is offloaded."""
     band_s: float
-    step: float = 1.06
     up: bool = True
     scarce: bool = False
     direction: Direction = "resting"
-    imbalance_s: float = 0.0
-    """At the last tick."""
     reason: str = ""
 
 
 def follow_plan(state: ShortTerm, planned: float) -> ShortTerm:
-    """A new plan takes effect at once."""
-    return replace(state, planned=planned, threshold=planned, direction="resting")
+    """A new plan takes effect at once, by as much as it differs."""
+    state, before = replace(state, planned=planned), state
+    if not state.up:
+        return state
+    moved = before.threshold * planned / before.planned if before.planned else planned
+    return replace(state, threshold=_bounded(state, moved))
 
 
 def tick(state: ShortTerm, seen: Signals) -> ShortTerm:
@@ -76,53 +85,40 @@ def tick(state: ShortTerm, seen: Signals) -> ShortTerm:
     if not seen.up:
         return replace(
             state, up=False, threshold=state.longest, direction="resting", scarce=True,
-            reason="the link is down: nothing is offloaded",
+            reason="the link is down, or gives nothing: nothing is offloaded",
         )  # fmt: skip
-    if not state.up:
-        return replace(
-            state, up=True, threshold=state.planned, direction="resting", reason="the link is up again"
-        )
-    scarce = seen.utilization > (ABUNDANT_BELOW if state.scarce else SCARCE_ABOVE)
-    direction = _direction(state, seen)
-    if direction == "falling" and scarce:
-        direction = "resting"
-    easing = direction != "resting" and abs(seen.imbalance_s) < abs(state.imbalance_s)
-    moved = state.threshold if easing else _moved(state, direction)
+    bound = ABUNDANT_BELOW if state.scarce else SCARCE_ABOVE
+    scarce = seen.congested or seen.utilization > bound
+    prfaas_s = max(seen.prfaas_queue_s, seen.egress_s if scarce else 0.0)
+    excess_s = _excess_s(state, prfaas_s, seen.home_queue_s)
+    direction: Direction = "rising" if excess_s > 0 else "falling" if excess_s < 0 else "resting"
+    softness_s = 2 * state.band_s + (prfaas_s + seen.home_queue_s) / 4
     return replace(
         state,
-        threshold=moved,
+        up=True,
+        threshold=_bounded(state, state.planned * math.exp(excess_s / softness_s)),
         scarce=scarce,
         direction=direction,
-        imbalance_s=seen.imbalance_s,
-        reason=_reason(seen, direction, scarce),
+        reason=("" if state.up else "the link is up again; ") + _reason(seen, direction, scarce),
     )
 
 
-def _direction(state: ShortTerm, seen: Signals) -> Direction:
-    """Start beyond the band, go on until within half of it."""
-    imbalance, band_s = seen.imbalance_s, state.band_s + max(seen.prfaas_wait_s, seen.home_queue_s) / 4
-    if imbalance > (band_s / 2 if state.direction == "rising" else band_s):
-        return "rising"
-    if imbalance < -(band_s / 2 if state.direction == "falling" else band_s):
-        return "falling"
-    return "resting"
+def _excess_s(state: ShortTerm, prfaas_s: float, home_s: float) -> float:
+    """What the imbalance has beyond the zone; 0 within."""
+    imbalance_s, zone_s = prfaas_s - home_s, state.band_s + max(prfaas_s, home_s) / 10
+    above_s = imbalance_s - zone_s / (2 if state.direction == "rising" else 1)
+    below_s = -imbalance_s - zone_s / (2 if state.direction == "falling" else 1)
+    return max(0.0, above_s) - max(0.0, below_s)
 
 
-def _moved(state: ShortTerm, direction: Direction) -> float:
-    lowest = max(1.0, state.planned / 16)
-    match direction:
-        case "rising":
-            return min(state.longest, max(state.threshold, 1.0) * state.step)
-        case "falling":
-            return max(lowest, state.threshold / state.step)
-        case "resting":
-            gently = float(state.step**0.25)
-            if state.threshold > state.planned:
-                return max(state.planned, state.threshold / gently)
-            return min(state.planned, state.threshold * gently)
+def _bounded(state: ShortTerm, threshold: float) -> float:
+    return min(state.longest, max(1.0, state.planned * LOWEST, threshold))
 
 
 def _reason(seen: Signals, direction: Direction, scarce: bool) -> str:
-    waits = f"waits: PrfaaS {seen.prfaas_wait_s:.2f} s, home {seen.home_queue_s:.2f} s"
-    regime = "scarce" if scarce else "abundant"
-    return f"{direction}; {waits}; egress {seen.utilization:.0%} ({regime})"
+    where = {"rising": "above the plan", "falling": "below the plan", "resting": "at the plan"}[direction]
+    waits = (
+        f"PrfaaS {seen.prfaas_queue_s:.2f} s, egress {seen.egress_s:.2f} s, home {seen.home_queue_s:.2f} s"
+    )
+    regime = ("scarce" if scarce else "abundant") + (", congested" if seen.congested else "")
+    return f"{where}; waits: {waits}; egress {seen.utilization:.0%} used ({regime})"

@@ -50,7 +50,7 @@ class DatacenterView:
 class PathView:
     """The network way from one datacenter to another. `rate_bps` is None when unshaped.
 
-    `rate_bps` and `up` are as configured; the last three are what the senders' connections tell.
+    `rate_bps` and `up` are as configured; the rest is what the senders' connections tell.
     """
 
     source: str
@@ -60,10 +60,14 @@ class PathView:
     up: bool = True
     utilization: float = 0.0
     """Share of the rate that was in use over the last second."""
+    throughput_bps: float = 0.0
+    """The same in bit/s."""
     available_bps: float | None = None
     """What it was seen to give when asked for all it has; None until it was asked."""
     congested: bool = False
     """It is full, and it shows: a standing queue, or loss."""
+    backlogged: bool = False
+    """More is waiting for it now than it takes: `available_bps` is of now."""
 
 
 def prefill_rank(engine: EngineView) -> Rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.metrics.codec import decode
 from prfaas_lab.metrics.events import Event, PlanChanged, RoleChanged
 from prfaas_lab.spec import load_scenario
+from prfaas_lab.spec.scenario import Event as ScenarioEvent
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 
 
-def run(name: str, policy: str, out: Path) -> tuple[dict[str, Any], list[Event]]:
-    arranged = arrange(load_scenario(SCENARIOS / f"{name}.yaml"), policy)
-    summary = simulate(arranged.resolved, Simulation(out=out))
+def run(name: str, policy: str, out: Path, **scenario: Any) -> tuple[dict[str, Any], list[Event]]:
+    resolved = arrange(load_scenario(SCENARIOS / f"{name}.yaml"), policy).resolved
+    changed = resolved.scenario.model_copy(update=scenario)
+    summary = simulate(resolved.model_copy(update={"scenario": changed}), Simulation(out=out))
     events = [decode(line) for line in (out / "events.jsonl").read_text().splitlines()]
     return summary, [event for event in events if isinstance(event, PlanChanged | RoleChanged)]
 
@@ -50,4 +53,35 @@ def test_on_a_link_that_binds_the_threshold_rises_and_says_why(tmp_path: Path) -
     changes = [event for event in events if isinstance(event, PlanChanged)]
     assert max(event.threshold_tokens or 0 for event in changes) > 2 * 19_400
     assert any("scarce" in event.reason for event in changes)
+    assert summary["failed"] == 0
+
+
+def traffic(rate: str, *, lasts: str | None = None) -> Any:
+    """What the link gives falls, and its configured rate says nothing of it."""
+    given = {"at": "30s", "link": "vpc", "source": "prfaas-h200", "cross_traffic": rate, "lasts": lasts}
+    return ScenarioEvent.model_validate({key: value for key, value in given.items() if value})
+
+
+def test_when_others_fill_the_link_the_threshold_rises_though_nobody_tells(tmp_path: Path) -> None:
+    summary, events = run("bandwidth-bound", "prfaas", tmp_path, events=(traffic("94Gbit"),))
+    static, _ = run("bandwidth-bound", "threshold", tmp_path / "static", events=(traffic("94Gbit"),))
+    changes = [event for event in events if isinstance(event, PlanChanged)]
+    assert max(event.threshold_tokens or 0 for event in changes) > 2 * 19_400
+    assert any("scarce" in event.reason and "above the plan" in event.reason for event in changes)
+    assert summary["failed"] == static["failed"] == 0
+    assert summary["steady"]["p90_ttft_ms"] < static["steady"]["p90_ttft_ms"] / 2
+
+
+def test_a_link_that_gives_nothing_is_left_alone_until_it_gives_again(tmp_path: Path) -> None:
+    summary, events = run(
+        "fluctuating", "prfaas", tmp_path, events=(traffic("100Gbit", lasts="60s"),), fluctuations=()
+    )
+    changes = [event for event in events if isinstance(event, PlanChanged)]
+    down = next(event for event in changes if "gives nothing" in event.reason)
+    up = next(event for event in changes if "up again" in event.reason)
+    assert down.threshold_tokens == 2**20
+    assert 3.0 < down.at_s < 5.0 < 9.0 <= up.at_s < 10.0  # 3 s to 9 s of the run; measured over 1 s
+    rows = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert not any(row["offloaded"] for row in rows if down.at_s < row["submitted_s"] < up.at_s)
+    assert any(row["offloaded"] for row in rows if row["submitted_s"] > up.at_s + 1.0)
     assert summary["failed"] == 0

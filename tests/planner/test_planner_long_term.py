@@ -22,7 +22,7 @@ COSTS = {"margin": 0.05, "cost_s": 10.0, "period_s": 60.0}
 
 
 def test_the_case_studys_roles_are_kept() -> None:
-    decision = replan(CASE, 3, **COSTS)
+    decision = replan(CASE, 3, 19_400, **COSTS)
     assert decision.convert == 0
     assert decision.threshold_tokens == pytest.approx(19_400, rel=0.05)
     assert decision.rate_now == pytest.approx(3.14, abs=0.03)  # thresholds to two digits
@@ -30,22 +30,22 @@ def test_the_case_studys_roles_are_kept() -> None:
 
 @pytest.mark.parametrize(("n_p", "convert"), [(1, +1), (2, +1), (5, -1), (7, -1)])
 def test_far_from_the_best_roles_it_goes_one_instance_towards_them(n_p: int, convert: int) -> None:
-    decision = replan(CASE, n_p, **COSTS)
+    decision = replan(CASE, n_p, 19_400, **COSTS)
     assert decision.convert == convert
     assert decision.rate_now < decision.rate_best
 
 
 def test_shorter_answers_free_decode_instances() -> None:
-    decision = replan(replace(CASE, output_tokens=256), 3, **COSTS)
+    decision = replan(replace(CASE, output_tokens=256), 3, 19_400, **COSTS)
     assert decision.convert == +1
     assert "prefill-bound" in decision.reason
 
 
 def test_a_conversion_that_costs_more_than_it_gains_is_left() -> None:
     shorter = replace(CASE, output_tokens=256)
-    assert replan(shorter, 3, margin=0.05, cost_s=60.0 * 8, period_s=60.0).convert == 0
+    assert replan(shorter, 3, 19_400, margin=0.05, cost_s=60.0 * 8, period_s=60.0).convert == 0
 
 
 def test_a_narrower_way_raises_the_threshold() -> None:
-    wide, narrow = (replan(with_rate(CASE, rate), 3, **COSTS) for rate in (100e9, 6e9))
+    wide, narrow = (replan(with_rate(CASE, rate), 3, 19_400, **COSTS) for rate in (100e9, 6e9))
     assert narrow.threshold_tokens > 1.2 * wide.threshold_tokens

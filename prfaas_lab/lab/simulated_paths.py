@@ -1,0 +1,47 @@
+"""The congestion signal of a simulation: what `watch_paths` learns from kernels, from the fluid network."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prfaas_lab.fabric.fluid_network import FluidNetwork
+from prfaas_lab.lab.egress import Egress
+from prfaas_lab.lab.watch_paths import Hop
+from prfaas_lab.lab.ways import Ways
+
+_FULL = 0.9
+"""Share of the rate from which a way is full, as for kernels (transport.congestion)."""
+
+
+class SimulatedPaths:
+    """Every way out of a PrfaaS datacenter, through its narrowest direction of a link."""
+
+    def __init__(self, network: FluidNetwork, ways: Ways) -> None:
+        self._network, self._ways = network, ways
+        sites = network.topology.datacenters
+        self._pairs = [
+            (view.source, view.destination)
+            for view in ways.paths()
+            if sites[view.source].role == "prfaas" and sites[view.destination].role == "local"
+        ]
+        self._egress: dict[Hop, Egress] = {}
+
+    async def watch(self, interval_s: float) -> None:
+        """For as long as it is left to run."""
+        while True:
+            self.round()
+            await asyncio.sleep(interval_s)
+
+    def round(self) -> None:
+        """Look at every way once."""
+        over: dict[Hop, list[tuple[str, str]]] = {}
+        for pair in self._pairs:
+            over.setdefault(self._ways.bottleneck(*pair), []).append(pair)
+        for hop, pairs in over.items():
+            rate_bps, backlogged = self._network.load(*hop)
+            nominal_bps = self._network.nominal_bps(*hop)
+            full = backlogged and nominal_bps is not None and rate_bps > _FULL * nominal_bps
+            sample = {"throughput_bps": rate_bps, "backlogged": backlogged, "congested": full}
+            estimate = self._egress.setdefault(hop, Egress()).observe([sample])
+            for pair in pairs:
+                self._ways.learn(*pair, estimate)
