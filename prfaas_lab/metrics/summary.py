@@ -109,15 +109,17 @@ def _leg(samples: Samples) -> Json:
 
 def _verify(tally: Tally) -> Json:
     """Mismatches are faults; outputs that differ where KVCache crosses in a lossy form are not. The shares
-    are of the outputs that are the same in every token, and of tokens that are the same at the same place."""
+    are of the outputs that are the same in every token, and of tokens that are the same at the same place;
+    None where no tokens were compared."""
     what, outcomes = tally.run.verify_what if tally.run else None, tally.verified
+    with_tokens = outcomes.total() if tally.compared_tokens else 0
     return {
         "what": what,
         "compared": outcomes.total(),
         "mismatched": outcomes["mismatch"],
         "differing": outcomes["differs"],
         "ties": outcomes["tie"],
-        "output_agreement": _ratio(outcomes["match"], outcomes.total()),
+        "output_agreement": _ratio(outcomes["match"], with_tokens),
         "token_agreement": _ratio(tally.equal_tokens, tally.compared_tokens),
     }
 

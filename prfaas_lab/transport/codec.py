@@ -30,7 +30,7 @@ Compression = Literal["none", "zstd", "int8"]
 _ZSTD_LEVEL = 1  # sign and exponent bytes of a cache are skewed but do not repeat: searching finds no more
 _LENGTH_BYTES = 4
 _LARGEST = 1e38
-"""Vectors with larger numbers than this, or with none that is finite, are not quantised."""
+"""A segment with larger numbers than this, infinities or what is no number is not quantised."""
 _STEPS = 127
 _FLOAT: np.dtype[Any] = np.dtype("<f4")
 
