@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from prfaas_lab.kvcache import Holder, Prompt
+from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab import cache_copies
 from prfaas_lab.lab.cache_copies import CacheCopies
 from prfaas_lab.lab.engines import Engine
@@ -81,9 +81,9 @@ class Answers:
         ]
         if not near:
             return None
-        held = self._caches.directory.held_tokens
+        held = self._caches.held_tokens
         best = max(
             near,
-            key=lambda e: (e.name == prefill, held(prompt, Holder(home, e.name)), -e.waiting_tokens, e.name),
+            key=lambda e: (e.name == prefill, held(prompt, e), -e.waiting_tokens, e.name),
         )
         return best.name

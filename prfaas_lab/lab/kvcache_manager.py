@@ -45,7 +45,7 @@ class KVCacheManager:
         found = {
             engine.name: usable.get(_holder(engine), 0)
             if engine.role == "prefill"
-            else self.directory.held_tokens(prompt, _holder(engine))
+            else self.held_tokens(prompt, engine)
             for engine in self._engines.values()
         }
         best = self.directory.match(prompt)
@@ -59,6 +59,10 @@ class KVCacheManager:
                 state_bytes=self.geometry.snapshot_bytes,
             ),
         )
+
+    def held_tokens(self, prompt: Prompt, engine: Engine) -> int:
+        """Prompt tokens whose blocks an engine has, in the pool of its present role."""
+        return self.directory.held_tokens(prompt, _holder(engine))
 
     def asked(self, prompt: Prompt, *engines: str) -> None:
         """A request for `prompt` was placed on these engines: what it shares with others is wanted in their

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from random import Random
@@ -34,9 +35,27 @@ def wan_day(random: Random, hours: int = 24) -> str:
     return "\n".join(rows) + "\n"
 
 
+def conversations(random: Random, requests: int = 600) -> str:
+    """Requests in the format of Mooncake's traces: a hash id stands for 512 tokens and all before them. Half
+    go on with one of the last conversations, the others begin anew after a system prompt."""
+    lines, open_ones, at_ms, fresh = [], [[0]], 0.0, 1
+    for _ in range(requests):
+        at_ms += random.expovariate(1 / 600)
+        before = random.choice(open_ones) if random.random() < 0.5 else [0]
+        new = max(1, round(random.lognormvariate(2.2, 1.0)))
+        ids = [*before, *range(fresh, fresh + new)][:240]
+        fresh += new
+        open_ones = [*open_ones[-40:], ids]
+        tokens = 512 * len(ids) - random.randrange(512)
+        row = {"timestamp": round(at_ms), "input_length": tokens, "output_length": random.randint(20, 600)}
+        lines.append(json.dumps(row | {"hash_ids": ids}))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     (HERE / "cellular.mahimahi").write_text(cellular(Random(1)))
     (HERE / "wan-day.csv").write_text(wan_day(Random(2)))
+    (HERE / "conversations.jsonl").write_text(conversations(Random(3)))
 
 
 if __name__ == "__main__":
