@@ -165,9 +165,11 @@ class _Run:
         await sample_engines(engines.values(), ledger)
         scheduler = scheduler_for(self.resolved, service, engines, ledger)
         interval_s = max(LINK_INTERVAL_S, scenario.duration * scenario.time_scale / LINK_SAMPLES)
-        adapting = [scheduler.run(), SimulatedPaths(network, ways).watch(interval_s)] if scheduler else []
+        adapting = [scheduler.run()] if scheduler else []
         if service.caches is not None and service.copies is not None:
             adapting.append(replicate(service.caches, service.copies, service.view, ledger))
+        if adapting:
+            adapting.append(SimulatedPaths(network, ways).watch(interval_s))
         async with meanwhile(_watch_links(network, ledger, interval_s), conditions.run(), *adapting):
             await Driver(scenario, requests, serve, ledger).run()
         _sample(network, ledger)

@@ -63,3 +63,22 @@ def test_an_interval_is_students_and_holds_the_mean() -> None:
     assert interval.low is not None
     assert interval.low == pytest.approx(3.1 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
     assert Interval.of([3.0]).low is None
+
+
+def test_sessions_are_planned_by_their_whole_prompts() -> None:
+    """Each turn's prompt is all that was said: far longer than what it adds."""
+    chats = load_scenario(SCENARIO.with_name("chats-case-study.yaml"))
+    predicted = arrange(chats, "prfaas").predicted
+    assert predicted is not None
+    added = chats.scenario.model_copy(
+        update={"workload": chats.scenario.workload.model_copy(update={"sessions": None})}
+    )
+    short = arrange(chats.model_copy(update={"scenario": added}), "prfaas").predicted
+    assert short is not None
+    assert predicted.lambda_max < short.lambda_max / 2
+
+
+def test_a_trace_is_planned_by_its_requests() -> None:
+    arranged = arrange(load_scenario(SCENARIO.with_name("mooncake.yaml")), "homogeneous")
+    assert arranged.predicted is not None
+    assert arranged.resolved.topology.prfaas == ()
