@@ -168,6 +168,32 @@ def test_no_link_carries_more_than_its_capacity(
             assert -1e-3 <= after[key] - before[key] <= rate * (now - then) * (1 + 1e-6) + 1e-3
 
 
+@given(flows, st.tuples(*[st.floats(10, 1000)] * 3))
+@settings(max_examples=40, deadline=None)
+def test_a_link_that_nobody_can_fill_changes_nothing_for_those_who_share_it(
+    starts: list[Start], capacities: tuple[float, float, float]
+) -> None:
+    """Shares are found among those who could hold each other back, and among all to the same end."""
+    rates = dict(zip("abc", capacities, strict=True))
+    alone, _ = play(rates, [(at, route, list(made)) for at, route, made in starts])
+    shared = [(at, (*route, "sea"), list(made)) for at, route, made in starts]
+    together, carried = play({**rates, "sea": 1e9}, shared)
+    assert together == pytest.approx(alone)
+    assert carried["sea"] == sum(size for _, _, made in starts for _, size in made)
+
+
+def test_windows_that_change_hold_for_what_is_under_way_too() -> None:
+    async def main() -> float:
+        loop, fluid = asyncio.get_running_loop(), Fluid()
+        fluid.resource("wan", 100.0)
+        end = loop.create_future()
+        fluid.send(("wan",), at_once(500), lambda: end.set_result(loop.time()), most=50.0)
+        loop.call_at(5.0, lambda: fluid.send(("wan",), at_once(1), lambda: None, most=25.0))
+        return await end
+
+    assert run_virtual(main()) == pytest.approx(15.0)
+
+
 def test_the_same_flows_give_the_same_times_to_the_last_bit() -> None:
     def once() -> list[float]:
         rng = random.Random(5)
