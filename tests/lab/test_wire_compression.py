@@ -7,14 +7,17 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.engines import ControlClient, Engine
-from prfaas_lab.lab.orders import EngineOrder, VerifierOrder
+from prfaas_lab.lab.kvcache_manager import KVCacheManager
+from prfaas_lab.lab.orders import CacheShare, EngineOrder, VerifierOrder
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.verify import Answer, verify
 from prfaas_lab.lab.worker import DecodeRole, PrefillRole, Role, VerifierRole
@@ -23,11 +26,13 @@ from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import DatacenterView, PathView, Plan, policy
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
+from prfaas_lab.spec.topology import PrefixCache
 from prfaas_lab.workload.request import Request
 
 pytestmark = pytest.mark.model
 
 CHUNK, OUTPUT = 128, 16
+CACHE = CacheShare(memory_bytes=2**26, settings=PrefixCache(memory=2**26))
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +46,11 @@ def model() -> Any:
 class Loopback:
     """Everybody is at home."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.ports = ports
 
     def data_address(self, source: str, destination: str) -> tuple[str, int]:
-        return "127.0.0.1", self.port
+        return "127.0.0.1", self.ports[destination]
 
     def paths(self) -> tuple[PathView, ...]:
         return ()
@@ -54,11 +59,11 @@ class Loopback:
 class Lab:
     """A prefill engine, a decode engine and a verifier, with the service that uses them."""
 
-    def __init__(self, folder: Path, model: Any, compression: str) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: Any, compression: str, *, cached: bool = False) -> None:
+        self.folder, self.model, self.cached = folder, model, cached
         self.transport = TransportSettings(compression=compression, connections=4)
         self.ledger = Ledger(time.monotonic, time.monotonic())
-        self.port = _free_port()
+        self.ports = {name: _free_port() for name in ("p0", "d0")}
         self.verifier = ("verifier", str(folder / "verifier.sock"))
 
     @asynccontextmanager
@@ -74,10 +79,12 @@ class Lab:
                 for name, site, role in (("p0", "west", "prefill"), ("d0", "west", "decode"))
                 for client in [await self._engine(stack, name, role)]
             }
+            caches = KVCacheManager(Geometry.of(layout), engines, namespace=b"n" * 16, ledger=self.ledger)
             yield Service(
                 engines=engines,
+                caches=caches if self.cached else None,
                 datacenters=(DatacenterView(name="west", role="local"),),
-                network=Loopback(self.port),
+                network=Loopback(self.ports),
                 route=policy("local-only"),
                 plan=Plan(threshold_tokens=0),
                 expected_bytes=layout.request_bytes,
@@ -87,8 +94,8 @@ class Lab:
     async def _engine(self, stack: AsyncExitStack, name: str, role: Any) -> ControlClient:
         order = EngineOrder(
             name=name, role=role, netns=None, control_socket=str(self.folder / f"{name}.sock"), log="",
-            host="127.0.0.1", port=self.port, key_hex="5a" * 32, settings=EngineSettings(chunk=CHUNK),
-            transport=self.transport,
+            host="127.0.0.1", port=self.ports[name], key_hex="5a" * 32, settings=EngineSettings(chunk=CHUNK),
+            transport=self.transport, cache=CACHE if self.cached else None,
         )  # fmt: skip
         working = PrefillRole(order, self.model) if role == "prefill" else DecodeRole(order, self.model)
         await _serve(stack, working, order.control_socket)
@@ -163,3 +170,18 @@ async def test_int8_shrinks_attention_to_a_third_and_tells_how_many_tokens_agree
     assert verified["output_agreement"] == (4 - verified["differing"] - verified["ties"]) / 4
     assert summary["transport"]["compression_ratio"] > 1.8
     assert summary["completed"] == 4
+
+
+@pytest.mark.parametrize("compression", ["zstd", "int8"])
+async def test_what_a_decode_engine_holds_is_what_would_be_sent_to_it_again(
+    compression: str, model: Any, tmp_path: Path
+) -> None:
+    request = prompts(model)[-1]
+    first, again = (replace(request, id=name) for name in ("first", "again"))
+    lab = Lab(tmp_path, model, compression, cached=True)
+    async with lab.service() as service:
+        assert await service.serve(first) == await service.serve(again)
+    before, after = (lab.ledger.tally.requests[name] for name in ("first", "again"))
+    assert before.cached_tokens == 0
+    assert after.cached_tokens == 4 * CHUNK
+    assert after.wire_bytes < after.received_bytes < before.received_bytes
