@@ -24,6 +24,26 @@ def nothing() -> int:
     return 0
 
 
+class Job:
+    """A prompt in a prefill engine. `find_cached` is asked in its turn how many of its tokens need no
+    computing; `on_started` is then told how many seconds the others take, and `on_computed` the loop times
+    of start and end."""
+
+    __slots__ = ("cached_tokens", "find_cached", "gone", "on_computed", "on_started", "tokens")
+
+    def __init__(
+        self,
+        tokens: int,
+        on_started: Callable[[float], None],
+        on_computed: Callable[[float, float], None],
+        find_cached: Callable[[], int] = nothing,
+    ) -> None:
+        self.tokens, self.on_started, self.on_computed = tokens, on_started, on_computed
+        self.find_cached, self.cached_tokens = find_cached, 0
+        self.gone = False
+        """It is computed, or was given up."""
+
+
 class AnalyticPrefill:
     """First come, first served, one prompt at a time (as `PrefillEngine`)."""
 
@@ -31,77 +51,83 @@ class AnalyticPrefill:
         """`prefill_s(tokens, cached_tokens)`: seconds that a prompt takes of which so much is cached."""
         self._prefill_s, self._max_queue = prefill_s, max_queue
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._since: float | None = None
+        self._queue: deque[Job] = deque()
+        self._given_up = 0
+        """Of those in the queue."""
+        self._running: Job | None = None
+        self._started_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._busy_s = 0.0
         self._tokens = 0
 
     @property
     def stats(self) -> EngineStats:
-        open_s = 0.0 if self._since is None else self._loop.time() - self._since
+        open_s = 0.0 if self._running is None else self._loop.time() - self._started_at
         return EngineStats(
-            queued=len(self._queue),
-            running=int(self._since is not None),
+            queued=len(self._queue) - self._given_up,
+            running=int(self._running is not None),
             busy_s=self._busy_s + open_s,
             tokens_total=self._tokens,
         )
 
-    async def run(
-        self, tokens: int, on_started: Callable[[float], None], find_cached: Callable[[], int] = nothing
-    ) -> tuple[float, float]:
-        """Wait in line, then compute a prompt; loop times of start and end. `find_cached` is asked in its
-        turn how many of its tokens need no computing, and `on_started` told how many seconds the others
-        take. Raises EngineError when the queue is full."""
-        if self._since is not None:
-            await self._line_up()
-        started_at = self._since = self._loop.time()
-        cached_tokens = find_cached()
-        seconds = self._prefill_s(tokens, cached_tokens)
-        on_started(seconds)
-        try:
-            await asyncio.sleep(seconds)
-            self._tokens += tokens - cached_tokens
-        finally:
-            finished_at = self._loop.time()
-            self._busy_s += finished_at - started_at
-            self._call_next()
-        return started_at, finished_at
-
-    async def _line_up(self) -> None:
-        if len(self._queue) >= self._max_queue:
+    def join(self, job: Job) -> None:
+        """Into the line, or to work at once. Raises EngineError when the queue is full."""
+        if self._running is None:
+            self._start(job)
+        elif (queued := len(self._queue) - self._given_up) < self._max_queue:
+            self._queue.append(job)
+        else:
             raise EngineError(
-                f"the prefill engine has {len(self._queue)} prompts waiting", remedy="send fewer requests"
+                f"the prefill engine has {queued} prompts waiting", remedy="send fewer requests"
             )
-        turn = self._loop.create_future()
-        self._queue.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._call_next()
-            raise
 
-    def _call_next(self) -> None:
-        """The next in line that still waits. It has the engine from now on, before it even runs."""
-        self._since = None
+    def leave(self, job: Job) -> None:
+        """Give a prompt up; if it was being computed, the engine turns to the next."""
+        if job.gone:
+            return
+        job.gone = True
+        if job is self._running:
+            assert self._timer is not None, "it is being computed"
+            self._timer.cancel()
+            self._turn_to_next()
+        else:
+            self._given_up += 1
+
+    def _start(self, job: Job) -> None:
+        job.cached_tokens = job.find_cached()
+        now, seconds = self._loop.time(), self._prefill_s(job.tokens, job.cached_tokens)
+        self._running, self._started_at = job, now
+        self._timer = self._loop.call_at(now + seconds, self._computed, job)
+        job.on_started(seconds)
+
+    def _computed(self, job: Job) -> None:
+        self._tokens += job.tokens - job.cached_tokens
+        job.gone = True
+        job.on_computed(self._started_at, self._loop.time())
+        self._turn_to_next()
+
+    def _turn_to_next(self) -> None:
+        self._busy_s += self._loop.time() - self._started_at
+        self._running = None
         while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                self._since = self._loop.time()
-                turn.set_result(None)
+            job = self._queue.popleft()
+            if not job.gone:
+                self._start(job)
                 return
+            self._given_up -= 1
 
 
 class Sequence:
-    """A request in a decode engine: when its first and its last token came, as loop times."""
+    """A request in a decode engine: what is told when its first and its last token came, as loop times."""
 
-    __slots__ = ("first", "gone", "last", "output_tokens")
+    __slots__ = ("gone", "on_first", "on_last", "output_tokens")
 
-    def __init__(self, output_tokens: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.output_tokens = output_tokens
-        self.first: asyncio.Future[float] = loop.create_future()
-        self.last: asyncio.Future[float] = loop.create_future()
+    def __init__(
+        self, output_tokens: int, on_first: Callable[[float], None], on_last: Callable[[float], None]
+    ) -> None:
+        self.output_tokens, self.on_first, self.on_last = output_tokens, on_first, on_last
         self.gone = False
+        """It has all its tokens, or was given up."""
 
 
 class AnalyticDecode:
@@ -145,19 +171,17 @@ class AnalyticDecode:
     def release(self) -> None:
         self._reserved -= 1
 
-    def join(self, output_tokens: int) -> Sequence:
+    def join(self, sequence: Sequence) -> None:
         """A request whose cache is there: into the batch as soon as a step ends and there is room."""
-        sequence = Sequence(output_tokens, self._loop)
         self._waiting.append(sequence)
         if not self._running:
             self._between_steps()
         elif len(self._running) < self._max_batch:
             self._wake_after(self._steps_under_way())
-        return sequence
 
     def leave(self, sequence: Sequence) -> None:
         """Give a request up; its place is free after the step under way."""
-        if sequence.gone or sequence.last.done():
+        if sequence.gone:
             return
         sequence.gone = True
         kept = [entry for entry in self._running if entry[2] is not sequence]
@@ -188,28 +212,41 @@ class AnalyticDecode:
             self._steps += steps
         else:
             self._anchor = self._loop.time()
-        self._let_go()
-        while self._waiting and len(self._running) < self._max_batch:
-            self._let_in(self._waiting.popleft())
+        done = self._let_go()
+        joined = self._let_in()
         if self._running:
             self._step_s = self._step_s_of(len(self._running))
             self._wake_after(self._running[0][0] - self._steps)
+        at = self._anchor
+        for sequence in done:
+            sequence.on_last(at)
+        for sequence in joined:
+            sequence.on_first(at)
+            if sequence.output_tokens == 1:
+                sequence.on_last(at)
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> list[Sequence]:
+        """Who has the last token."""
+        done = []
         while self._running and self._running[0][0] <= self._steps:
             sequence = heapq.heappop(self._running)[2]
-            if not sequence.last.done():
-                sequence.last.set_result(self._anchor)
+            sequence.gone = True
+            done.append(sequence)
+        return done
 
-    def _let_in(self, sequence: Sequence) -> None:
-        if sequence.gone:
-            return
-        self._tokens += 1
-        if not sequence.first.done():
-            sequence.first.set_result(self._anchor)
-        if sequence.output_tokens == 1:
-            sequence.last.set_result(self._anchor)
-            return
-        self._joined += 1
-        entry = (self._steps + sequence.output_tokens - 1, self._joined, sequence)
-        heapq.heappush(self._running, entry)
+    def _let_in(self) -> list[Sequence]:
+        """Who has the first token, and is in the batch if more are to come."""
+        joined = []
+        while self._waiting and len(self._running) < self._max_batch:
+            sequence = self._waiting.popleft()
+            if sequence.gone:
+                continue
+            joined.append(sequence)
+            self._tokens += 1
+            if sequence.output_tokens == 1:
+                sequence.gone = True
+                continue
+            self._joined += 1
+            entry = (self._steps + sequence.output_tokens - 1, self._joined, sequence)
+            heapq.heappush(self._running, entry)
+        return joined

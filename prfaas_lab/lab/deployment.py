@@ -26,7 +26,8 @@ from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions
-from prfaas_lab.lab.engines import ControlClient, Engine
+from prfaas_lab.lab.control_client import ControlClient
+from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.meanwhile import meanwhile

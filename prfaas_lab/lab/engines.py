@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
-import aiohttp
-from pydantic import BaseModel
-
-from prfaas_lab.errors import EngineError
-from prfaas_lab.lab.stages import read_stages
+from prfaas_lab.lab.orders import EngineTask
 from prfaas_lab.router.values import EngineView, Role
 
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
-_ASK_TIMEOUT_S = 120.0
-"""One generation of a prompt and its output, on a machine whose cores are all taken."""
-_STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+Tell = Callable[[dict[str, Any]], None]
+"""Called with each stage of an order as it comes: on the loop, at once or later. It never raises."""
+Ended = Callable[[BaseException | None], None]
+"""Called once, after the last stage: what went wrong, if anything did. It never raises."""
+
+
+class OpenOrder(Protocol):
+    """An order that an engine has been given."""
+
+    def cancel(self) -> object:
+        """Give it up. Nothing is told of it from now on; once it has ended this does nothing."""
+        ...
 
 
 class EngineClient(Protocol):
     """How a service asks an engine: over a socket, or in the same process when simulated."""
 
-    def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        """Give an order, and be told how it goes.
+
+        An order that is refused or fails, or whose engine goes away, ends with EngineError; this may raise
+        it too. A request's whole way is told by calls, since in a simulation they are all it costs.
+        """
+        ...
+
+    def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         """Give an order; its stages as they come. Closing the iterator cancels the order.
 
         Raises EngineError when the order is refused or fails, or the engine goes away.
@@ -32,58 +43,6 @@ class EngineClient(Protocol):
     async def state(self) -> dict[str, Any]:
         """What the engine says of itself now (EngineStats). Raises EngineError."""
         ...
-
-
-class ControlClient:
-    """Asks one process over its Unix socket. Open it with `async with`."""
-
-    def __init__(self, name: str, control_socket: str) -> None:
-        self.name = name
-        connector = aiohttp.UnixConnector(path=control_socket, limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, base_url="http://engine")
-
-    async def __aenter__(self) -> ControlClient:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self._session.close()
-
-    async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
-        body = order.model_dump_json()
-        try:
-            async with self._session.post(path, data=body, timeout=_NO_TIMEOUT) as response:
-                await self._refuse_errors(response)
-                async for stage in read_stages(response, self.name):
-                    yield stage
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineError(f"cannot be reached ({error})", where=self.name) from error
-
-    async def ask(self, path: str, order: BaseModel, *, timeout_s: float = _ASK_TIMEOUT_S) -> dict[str, Any]:
-        """POST an order that has one answer. Raises EngineError, also when none comes in time."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
-        try:
-            async with self._session.post(path, data=order.model_dump_json(), timeout=timeout) as response:
-                await self._refuse_errors(response)
-                answer: dict[str, Any] = await response.json()
-                return answer
-        except TimeoutError as error:
-            words = f"did not answer {path} within {timeout_s:g} s"
-            raise EngineError(words, where=self.name, remedy="see its log beside the summary") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineError(f"cannot be reached ({error})", where=self.name) from error
-
-    async def state(self) -> dict[str, Any]:
-        try:
-            async with self._session.get("/state", timeout=_STATE_TIMEOUT) as response:
-                state: dict[str, Any] = await response.json()
-                return state
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EngineError(f"cannot be reached ({error!r})", where=self.name) from error
-
-    async def _refuse_errors(self, response: aiohttp.ClientResponse) -> None:
-        if response.status >= 400:
-            text = (await response.text())[:500]
-            raise EngineError(f"refused the order with status {response.status}: {text}", where=self.name)
 
 
 class Engine:
@@ -161,20 +120,16 @@ class Engine:
         if self.on_change is not None:
             self.on_change(self)
 
-    @contextmanager
-    def holding(self, request_id: str, prompt_tokens: int, prefill_s: float = 0.0) -> Iterator[Hold]:
-        """Count an order until it is released, or the context closes."""
-        hold = Hold(self, request_id, prompt_tokens, prefill_s)
-        try:
-            yield hold
-        finally:
-            hold.release()
-
 
 class Hold:
-    """An order that an engine has in hand; its prompt tokens wait until they are computed."""
+    """An order that an engine has in hand, from now until it is released; its prompt tokens wait until they
+    are computed."""
 
-    def __init__(self, engine: Engine, request_id: str, prompt_tokens: int, prefill_s: float = 0.0) -> None:
+    __slots__ = ("_engine", "_prefill_s", "_prompt_tokens", "_request_id")
+
+    def __init__(
+        self, engine: Engine, request_id: str, prompt_tokens: int = 0, prefill_s: float = 0.0
+    ) -> None:
         self._engine, self._request_id = engine, request_id
         self._prompt_tokens, self._prefill_s = prompt_tokens, prefill_s
         engine.orders.add(request_id)

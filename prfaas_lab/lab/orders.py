@@ -5,6 +5,7 @@ All travel as JSON over Unix sockets that only this run can reach.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -133,7 +134,10 @@ class Refused(Spec):
 Answer = Annotated[ModelReady | Forked | Exited | Refused, Field(discriminator="kind")]
 
 
-class PrefillOrder(Spec):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillOrder:
+    """Compute a prompt, and send its KVCache to a decode engine."""
+
     request_id: str
     prompt: tuple[int, ...]
     prompt_tokens: int
@@ -148,7 +152,10 @@ class PrefillOrder(Spec):
     """News of the prefix cache in full, since some was lost."""
 
 
-class DecodeOrder(Spec):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeOrder:
+    """Reserve memory, take in a prompt's KVCache, and generate."""
+
     request_id: str
     prompt_tokens: int
     output_tokens: int
@@ -182,3 +189,7 @@ class VerifyOrder(Spec):
     request_id: str
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
+
+
+EngineTask = PrefillOrder | DecodeOrder | ReceiveCopy | SendCopy | VerifyOrder
+"""What a process that runs is asked to do."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection
-from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from prfaas_lab.errors import EngineError, LabError
 from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.answers import Answers
+from prfaas_lab.lab.both_ends import BothEnds
 from prfaas_lab.lab.cache_copies import CacheCopies
 from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.lab.engines import Engine, Hold
-from prfaas_lab.lab.faults import the_fault
 from prfaas_lab.lab.fleet import Fleet
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
@@ -47,6 +47,9 @@ class _Flight:
 
     request: Request
     on_token: OnToken | None
+    ends: BothEnds
+    reserved: asyncio.Future[None]
+    """Done when decode has memory for it."""
     placement: Placement | None = None
     prompt: Prompt | None = None
     way: tuple[str, str] | None = None
@@ -57,6 +60,8 @@ class _Flight:
     tokens: list[int] = field(default_factory=list)
     sent: dict[str, Any] = field(default_factory=dict)
     received: dict[str, Any] = field(default_factory=dict)
+    hold: Hold | None = None
+    """At its prefill engine."""
 
 
 class Service:
@@ -109,7 +114,8 @@ class Service:
                 output_tokens=request.output_tokens,
             )
         )
-        flight = _Flight(request, on_token)
+        reserved = asyncio.get_running_loop().create_future()
+        flight = _Flight(request, on_token, BothEnds(), reserved)
         if self.caches is not None and request.prompt:  # one without ids shares nothing with any other
             flight.prompt = self.caches.name(request.prompt)
         try:
@@ -174,22 +180,19 @@ class Service:
         Both engines count it from the moment it was placed, so that of many requests that arrive at once
         each is placed with those before it in view.
         """
-        request = flight.request
-        prefill, decode = self._engines[placement.prefill], self._engines[placement.decode]
+        request, prefill = flight.request, self._engines[placement.prefill]
+        decode = self._engines[placement.decode]
         if placement.offloaded:
             flight.way = prefill.datacenter, decode.datacenter
             self.committed[flight.way] += self._expected_bytes(request.prompt_tokens)
+        decode_hold, prefill_s = Hold(decode, request.id), self._prefill_s(request, placement)
+        flight.hold = Hold(prefill, request.id, placement.uncached_tokens, prefill_s)
         try:
-            with (
-                decode.holding(request.id, 0),
-                prefill.holding(
-                    request.id, placement.uncached_tokens, self._prefill_s(flight, prefill)
-                ) as hold,
-            ):
-                await self._both_ends(flight, placement, hold)
-        except BaseExceptionGroup as errors:
-            raise the_fault(errors) from errors
+            await self._both_ends(flight, placement)
         finally:
+            flight.ends.cancel()
+            flight.hold.release()
+            decode_hold.release()
             self._crossed(flight)
         self._hand_over(flight, placement)
         if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
@@ -203,27 +206,30 @@ class Service:
             self.committed[flight.way] -= self._expected_bytes(flight.request.prompt_tokens)
             flight.way = None
 
-    def _prefill_s(self, flight: _Flight, engine: Engine) -> float:
+    def _prefill_s(self, request: Request, placement: Placement) -> float:
         """What the profile says that its prefill takes; 0 when there is none."""
-        assert flight.placement is not None, "placed first"
-        tokens = flight.request.prompt_tokens
-        cached_tokens = tokens - flight.placement.uncached_tokens
-        return self._costs.prefill_s(engine.datacenter, tokens, cached_tokens) if self._costs else 0.0
+        if self._costs is None:
+            return 0.0
+        datacenter, tokens = self._engines[placement.prefill].datacenter, request.prompt_tokens
+        return self._costs.prefill_s(datacenter, tokens, tokens - placement.uncached_tokens)
 
-    async def _both_ends(self, flight: _Flight, placement: Placement, hold: Hold) -> None:
-        flight.stage, reserved = "reserve", asyncio.Event()
-        async with asyncio.TaskGroup() as ends:
-            ends.create_task(self._decode(flight, placement, reserved), name=f"decode {flight.request.id}")
-            await reserved.wait()
-            if placement.copy_from and flight.prompt and self.copies:
-                flight.stage = "copy"
-                reason = f"{flight.request.id} resumes from it"
-                await self.copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
+    async def _both_ends(self, flight: _Flight, placement: Placement) -> None:
+        flight.stage = "reserve"
+        self._begin_decode(flight, self._engines[placement.decode])
+        ends = flight.ends
+        if not flight.reserved.done():
+            await asyncio.wait((flight.reserved, ends.over), return_when=asyncio.FIRST_COMPLETED)
+        if placement.copy_from and flight.prompt and self.copies and not ends.over.done():
+            flight.stage = "copy"
+            reason = f"{flight.request.id} resumes from it"
+            await self.copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
+        if not ends.over.done():
             flight.stage = "prefill"
-            await self._prefill(flight, placement, hold)
+            self._begin_prefill(flight, placement)
+        await ends.over
 
-    async def _decode(self, flight: _Flight, placement: Placement, reserved: asyncio.Event) -> None:
-        request, engine = flight.request, self._engines[placement.decode]
+    def _begin_decode(self, flight: _Flight, engine: Engine) -> None:
+        request = flight.request
         order = DecodeOrder(
             request_id=request.id,
             prompt_tokens=request.prompt_tokens,
@@ -231,25 +237,26 @@ class Service:
             sampling=request.sampling,
             **self._about_cache(flight, engine),
         )
-        async with aclosing(engine.client.stages("/decode", order)) as stages:
-            async for stage in stages:
-                match stage["stage"]:
-                    case "reserved":
-                        flight.held_tokens = stage.get("held_tokens", 0)
-                        reserved.set()
-                    case "cache":
-                        self._learn(engine, stage)
-                    case "received":
-                        flight.stage, flight.received = "restore", stage
-                        self._crossed(flight)
-                    case "restored":
-                        flight.stage = "decode"
-                        self._record_restored(request, engine, stage["at"])
-                    case "tokens":
-                        if self._take_tokens(flight, engine, stage["tokens"]):
-                            return
+        flight.ends.begin(engine.client, "/decode", order, partial(self._of_decode, flight, engine))
 
-    async def _prefill(self, flight: _Flight, placement: Placement, hold: Hold) -> None:
+    def _of_decode(self, flight: _Flight, engine: Engine, stage: dict[str, Any]) -> None:
+        match stage["stage"]:
+            case "tokens":
+                if self._take_tokens(flight, engine, stage["tokens"]):
+                    flight.ends.enough("/decode")
+            case "reserved":
+                flight.held_tokens = stage.get("held_tokens", 0)
+                flight.reserved.set_result(None)
+            case "received":
+                flight.stage, flight.received = "restore", stage
+                self._crossed(flight)
+            case "restored":
+                flight.stage = "decode"
+                self._record_restored(flight.request, engine, stage["at"])
+            case "cache":
+                self._learn(engine, stage)
+
+    def _begin_prefill(self, flight: _Flight, placement: Placement) -> None:
         request, engine = flight.request, self._engines[placement.prefill]
         host, port = self._network.data_address(placement.prefill, placement.decode)
         order = PrefillOrder(
@@ -263,20 +270,22 @@ class Service:
             held_tokens=flight.held_tokens,
             **self._about_cache(flight, engine),
         )
-        try:
-            async with aclosing(engine.client.stages("/prefill", order)) as stages:
-                async for stage in stages:
-                    match stage["stage"]:
-                        case "prefilled":
-                            flight.stage = "transfer"
-                            hold.computed()
-                            self._record_prefill(request, engine, stage)
-                        case "cache":
-                            self._learn(engine, stage)
-                        case "sent":
-                            flight.sent = stage
-        finally:
-            hold.release()
+        flight.ends.begin(engine.client, "/prefill", order, partial(self._of_prefill, flight, engine))
+
+    def _of_prefill(self, flight: _Flight, engine: Engine, stage: dict[str, Any]) -> None:
+        hold = flight.hold
+        assert hold is not None, "counted since it was placed"
+        match stage["stage"]:
+            case "prefilled":
+                hold.computed()
+                self._record_prefill(flight.request, engine, stage)
+                if not flight.received:
+                    flight.stage = "transfer"
+            case "sent":
+                flight.sent = stage
+                hold.release()
+            case "cache":
+                self._learn(engine, stage)
 
     def _about_cache(self, flight: _Flight, engine: Engine) -> dict[str, Any]:
         """What an order says about the prefix cache."""

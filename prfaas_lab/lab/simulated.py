@@ -1,4 +1,8 @@
-"""Engines in this process, behind the same orders and stages as those in namespaces (lab.worker)."""
+"""Engines in this process, behind the same orders and stages as those in namespaces (lab.worker).
+
+An order is a small object that its engine, its transfer and its client call as things happen: no task,
+no queue, no future, so that a request costs its events and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +11,31 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel
-
-from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, nothing
+from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence, nothing
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork, Transfer
-from prfaas_lab.lab.engines import EngineClient
-from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PacedModel, PrefillOrder
+from prfaas_lab.lab.engines import Ended, EngineClient, OpenOrder, Tell
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask, PacedModel, PrefillOrder
 from prfaas_lab.lab.simulated_cache import SimulatedCache
-
-Arrival = tuple[int, float]
-"""Bytes, and the loop time at which the last of them came."""
 
 
 class Landings:
     """Where transfers end: what each request's decode engine waits for."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._open: dict[str, asyncio.Future[Arrival]] = {}
+        self._open: dict[str, _Decoding] = {}
 
-    def expect(self, request_id: str) -> asyncio.Future[Arrival]:
-        arrival = self._open[request_id] = self._loop.create_future()
-        return arrival
+    def expect(self, request_id: str, decoding: _Decoding) -> None:
+        self._open[request_id] = decoding
 
     def forget(self, request_id: str) -> None:
         self._open.pop(request_id, None)
 
-    def arrived(self, request_id: str, size: int) -> None:
-        arrival = self._open.get(request_id)
-        if arrival is not None and not arrival.done():
-            arrival.set_result((size, self._loop.time()))
+    def arrived(self, request_id: str, size: int, at: float) -> None:
+        """The last byte came, at a loop time."""
+        decoding = self._open.get(request_id)
+        if decoding is not None:
+            decoding.landed(size, at)
 
 
 class SimulatedPrefill:
@@ -48,67 +46,26 @@ class SimulatedPrefill:
         model: PacedModel, chunk_tokens: int, network: FluidNetwork, landings: Landings,
         cache: SimulatedCache | None = None,
     ) -> None:  # fmt: skip
-        self.name, self._cache = name, cache
-        self._engine, self._prefill_s, self._model = engine, prefill_s, model
-        self._chunk_tokens, self._network, self._landings = chunk_tokens, network, landings
+        self.name, self.engine, self.cache = name, engine, cache
+        self.network, self.landings = network, landings
+        self._prefill_s, self._model, self._chunk_tokens = prefill_s, model, chunk_tokens
 
     async def state(self) -> dict[str, Any]:
-        return asdict(self._engine.stats)
+        return asdict(self.engine.stats)
 
-    def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
-        if isinstance(order, PrefillOrder):
-            return self._prefill(order)
-        assert self._cache is not None, "only caches are copied"
-        return self._cache.stages(order)
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        assert isinstance(order, PrefillOrder)
+        return _Prefilling(self, order, tell, ended)
 
-    async def _prefill(self, order: PrefillOrder) -> AsyncGenerator[dict[str, Any], None]:
-        request_id, tokens, held_tokens = order.request_id, order.prompt_tokens, order.held_tokens
-        size = self._model.state_bytes + self._model.token_bytes * (tokens - held_tokens) + HANDOVER_BYTES
-        kept = None
-        if self._cache is not None and order.blocks is not None:
-            kept = self._cache.prefilling(order.blocks, tell_all=order.tell_all)
-        loop = asyncio.get_running_loop()
-        acknowledged: asyncio.Future[float] = loop.create_future()
-        transfer: Transfer | None = None
+    def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
+        assert self.cache is not None, "only caches are copied"
+        return self.cache.stages(order)
 
-        def begin(seconds: float) -> None:
-            nonlocal transfer
-            cached_tokens = kept.cached_tokens if kept else 0
-            pieces = self._pieces(tokens, seconds, size, cached_tokens, held_tokens)
-            transfer = self._network.send(self.name, order.decode_host, pieces, arrived)
+    def size(self, tokens: int) -> int:
+        """Bytes of a transfer of so many tokens."""
+        return self._model.state_bytes + self._model.token_bytes * tokens + HANDOVER_BYTES
 
-        def arrived(back_s: float) -> None:
-            self._landings.arrived(request_id, size)
-            if not acknowledged.done():
-                acknowledged.set_result(loop.time() + back_s)
-
-        try:
-            started_at, finished_at = await self._engine.run(tokens, begin, kept.look if kept else nothing)
-            news = kept.keep() if kept else None  # before the next in line looks
-            cached_tokens = kept.cached_tokens if kept else 0
-            yield {
-                "stage": "prefilled",
-                "started_at": started_at,
-                "finished_at": finished_at,
-                "computed_tokens": tokens - cached_tokens,
-                "cached_tokens": cached_tokens,
-            }
-            if news is not None:
-                yield news
-            last_ack_at = await acknowledged
-        except BaseException:
-            if transfer is not None:
-                transfer.cancel()
-            raise
-        yield {
-            "stage": "sent",
-            "bytes": size,
-            "first_byte_at": started_at,
-            "last_ack_at": last_ack_at,
-            "retried": 0,
-        }
-
-    def _pieces(
+    def pieces(
         self, tokens: int, seconds: float, size: int, cached_tokens: int, held_tokens: int
     ) -> list[tuple[float, int]]:
         """Layer by layer as they are computed: what is cached at once, the rest of the growing part evenly,
@@ -132,48 +89,147 @@ class SimulatedPrefill:
         return [(piece_s, piece) for piece_s, piece in made if piece_s or piece]
 
 
+class _Prefilling:
+    """One order of a prefill engine: over when it is computed, and its arrival was acknowledged."""
+
+    __slots__ = (
+        "_client", "_computed", "_ended", "_job", "_kept", "_last_ack_at", "_order",
+        "_size", "_started_at", "_tell", "_transfer",
+    )  # fmt: skip
+
+    def __init__(self, client: SimulatedPrefill, order: PrefillOrder, tell: Tell, ended: Ended) -> None:
+        self._client, self._order, self._tell, self._ended = client, order, tell, ended
+        self._size = client.size(order.prompt_tokens - order.held_tokens)
+        self._kept = None
+        if client.cache is not None and order.blocks is not None:
+            self._kept = client.cache.prefilling(order.blocks, tell_all=order.tell_all)
+        self._started_at = 0.0
+        self._computed = False
+        self._last_ack_at: float | None = None
+        self._transfer: Transfer | None = None
+        look = self._kept.look if self._kept else nothing
+        self._job = Job(order.prompt_tokens, self._on_started, self._on_computed, look)
+        client.engine.join(self._job)
+
+    def cancel(self) -> None:
+        if self._transfer is not None:
+            self._transfer.cancel()
+        self._client.engine.leave(self._job)
+
+    def _on_started(self, seconds: float) -> None:
+        client, order = self._client, self._order
+        pieces = client.pieces(
+            order.prompt_tokens, seconds, self._size, self._job.cached_tokens, order.held_tokens
+        )
+        self._transfer = client.network.send(client.name, order.decode_host, pieces, self._on_arrived)
+
+    def _on_computed(self, started_at: float, finished_at: float) -> None:
+        self._started_at, self._computed = started_at, True
+        cached_tokens = self._job.cached_tokens
+        self._tell(
+            {
+                "stage": "prefilled",
+                "started_at": started_at,
+                "finished_at": finished_at,
+                "computed_tokens": self._order.prompt_tokens - cached_tokens,
+                "cached_tokens": cached_tokens,
+            }
+        )
+        if self._kept is not None:  # now, before the next in line looks
+            self._tell(self._kept.keep())
+        self._end_if_over()
+
+    def _on_arrived(self, back_s: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._transfer, self._last_ack_at = None, now + back_s
+        self._client.landings.arrived(self._order.request_id, self._size, now)
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if not self._computed or self._last_ack_at is None:
+            return
+        self._tell(
+            {
+                "stage": "sent",
+                "bytes": self._size,
+                "first_byte_at": self._started_at,
+                "last_ack_at": self._last_ack_at,
+                "retried": 0,
+            }
+        )
+        self._ended(None)
+
+
 class SimulatedDecode:
     """A decode engine, and its end of the transfers."""
 
     def __init__(
         self, name: str, engine: AnalyticDecode, landings: Landings, cache: SimulatedCache | None = None
     ) -> None:
-        self.name, self._cache = name, cache
-        self._engine, self._landings = engine, landings
+        self.name, self.engine, self.landings, self.cache = name, engine, landings, cache
 
     async def state(self) -> dict[str, Any]:
-        return asdict(self._engine.stats)
+        return asdict(self.engine.stats)
 
-    async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
         """All tokens after the first are told of at once, when the last has come: one by one, they
         would cost as much as all the rest."""
         assert isinstance(order, DecodeOrder)
-        engine, request_id = self._engine, order.request_id
         try:
-            engine.reserve()
+            self.engine.reserve()
         except EngineError as error:
             raise EngineError(error.what, where=self.name, remedy=error.remedy) from error
-        sequence = None
-        try:
-            arrival = self._landings.expect(request_id)
-            cache = self._cache if order.blocks else None
-            held_tokens = cache.find_held(order.blocks) if cache and order.blocks else 0
-            yield {"stage": "reserved", "held_tokens": held_tokens}
-            size, last_byte_at = await arrival
-            yield {"stage": "received", "bytes": size, "last_byte_at": last_byte_at}
-            if cache and order.blocks:
-                yield cache.keep_received(order.blocks, tell_all=order.tell_all)
-            sequence = engine.join(order.output_tokens)
-            yield {"stage": "restored", "at": await sequence.first}
-            yield {"stage": "tokens", "tokens": (0,)}
-            if order.output_tokens > 1:
-                await sequence.last
-                yield {"stage": "tokens", "tokens": (0,) * (order.output_tokens - 1)}
-        finally:
-            self._landings.forget(request_id)
-            engine.release()
-            if sequence is not None:
-                engine.leave(sequence)
+        return _Decoding(self, order, tell, ended)
+
+    def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
+        assert self.cache is not None, "only caches are copied"
+        return self.cache.stages(order)
+
+
+class _Decoding:
+    """One order of a decode engine, for which memory is reserved: over with its last token."""
+
+    __slots__ = ("_cache", "_client", "_ended", "_open", "_order", "_sequence", "_tell")
+
+    def __init__(self, client: SimulatedDecode, order: DecodeOrder, tell: Tell, ended: Ended) -> None:
+        self._client, self._order, self._tell, self._ended = client, order, tell, ended
+        self._open = True
+        self._sequence: Sequence | None = None
+        client.landings.expect(order.request_id, self)
+        self._cache = client.cache if order.blocks else None
+        held_tokens = self._cache.find_held(order.blocks) if self._cache and order.blocks else 0
+        tell({"stage": "reserved", "held_tokens": held_tokens})
+
+    def landed(self, size: int, at: float) -> None:
+        """Its KVCache is here."""
+        self._tell({"stage": "received", "bytes": size, "last_byte_at": at})
+        if self._cache and self._order.blocks:
+            self._tell(self._cache.keep_received(self._order.blocks, tell_all=self._order.tell_all))
+        self._sequence = Sequence(self._order.output_tokens, self._on_first, self._on_last)
+        self._client.engine.join(self._sequence)
+
+    def cancel(self) -> None:
+        if self._open:
+            self._close()
+            if self._sequence is not None:
+                self._client.engine.leave(self._sequence)
+
+    def _close(self) -> None:
+        self._open = False
+        self._client.landings.forget(self._order.request_id)
+        self._client.engine.release()
+
+    def _on_first(self, at: float) -> None:
+        self._tell({"stage": "restored", "at": at})
+        self._tell({"stage": "tokens", "tokens": (0,)})
+
+    def _on_last(self, at: float) -> None:
+        if not self._open:
+            return
+        self._close()
+        if self._order.output_tokens > 1:
+            self._tell({"stage": "tokens", "tokens": (0,) * (self._order.output_tokens - 1)})
+        self._ended(None)
 
 
 class SimulatedPair:
@@ -182,8 +238,11 @@ class SimulatedPair:
     def __init__(self, prefill: EngineClient, decode: EngineClient) -> None:
         self._prefill, self._decode = prefill, decode
 
-    def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
-        return (self._decode if path == "/decode" else self._prefill).stages(path, order)
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        return (self._decode if path == "/decode" else self._prefill).begin(path, order, tell, ended)
+
+    def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
+        return self._prefill.stages(path, order)
 
     async def state(self) -> dict[str, Any]:
         prefill, decode = await self._prefill.state(), await self._decode.state()

@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from pydantic import BaseModel
-
 from prfaas_lab.engine.sized_cache import SizedCache, SizedCopy
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.cache_news import PromptNames, news_of
-from prfaas_lab.lab.orders import ReceiveCopy, SendCopy
+from prfaas_lab.lab.orders import EngineTask, ReceiveCopy, SendCopy
 
 
 class CopyLandings:
@@ -54,7 +52,7 @@ class SimulatedCache:
         self._cache.keep_received(blocks.prompt())
         return _news(self._cache, in_full=tell_all)
 
-    def stages(self, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+    def stages(self, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         """Either end of a copy."""
         if isinstance(order, ReceiveCopy):
             return self._receive(order)

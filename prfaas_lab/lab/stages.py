@@ -6,8 +6,10 @@ A stream that ends without either means that the engine died.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from prfaas_lab.errors import EngineError, LabError
+from prfaas_lab.lab.engines import Ended, OpenOrder, Tell
 
 
 class StageStream:
@@ -62,3 +65,52 @@ async def read_stages(response: aiohttp.ClientResponse, engine: str) -> AsyncIte
     except aiohttp.ClientError as error:
         raise EngineError("went away in the middle of an order", where=engine) from error
     raise EngineError("went away in the middle of an order", where=engine)
+
+
+class Followed:
+    """Orders whose stages come over a stream, told on to whoever gave them. Close it: that gives up those
+    that still go on."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended) -> OpenOrder:
+        """See EngineClient.begin."""
+        order = _Followed(stages, tell, ended)
+        self._tasks.add(order.task)
+        order.task.add_done_callback(self._tasks.discard)
+        return order
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class _Followed:
+    """One of them. Whatever goes wrong is told, so that its task never fails."""
+
+    def __init__(self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended) -> None:
+        self._stages, self._tell, self._ended = stages, tell, ended
+        self._given_up = False
+        self.task = asyncio.get_running_loop().create_task(self._follow())
+
+    def cancel(self) -> None:
+        self._given_up = True
+        self.task.cancel()
+
+    async def _follow(self) -> None:
+        try:
+            async with aclosing(self._stages):
+                async for stage in self._stages:
+                    if self._given_up:  # cancelled by what it told; that is felt only where it waits
+                        return
+                    self._tell(stage)
+        except Exception as error:
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._given_up:
+            self._ended(error)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from prfaas_lab.lab.engines import ControlClient
+from prfaas_lab.lab.control_client import ControlClient
 from prfaas_lab.lab.orders import VerifyOrder
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger

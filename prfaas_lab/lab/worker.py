@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import uvloop
 from aiohttp import web
+from pydantic import TypeAdapter
 
 from prfaas_lab.engine.answers import Answers
 from prfaas_lab.engine.decode import DecodeEngine
@@ -48,6 +49,7 @@ from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
 from prfaas_lab.transport.codec import codec_for
 
 _LARGEST_ORDER_BYTES = 1 << 26
+_PREFILL_ORDER, _DECODE_ORDER = TypeAdapter(PrefillOrder), TypeAdapter(DecodeOrder)
 
 
 class Role(Protocol):
@@ -154,7 +156,7 @@ class PrefillRole:
         return web.json_response({**asdict(self.stats), "paths": told(self._sender.paths())})
 
     async def _prefill(self, http: web.Request) -> web.StreamResponse:
-        order = PrefillOrder.model_validate_json(await http.read())
+        order = _PREFILL_ORDER.validate_json(await http.read())
         async with StageStream(http) as stages:
             outgoing = await self._sender.open(order.request_id, (order.decode_host, order.decode_port))
             try:
@@ -237,7 +239,7 @@ class DecodeRole:
         return web.json_response(asdict(self.stats))
 
     async def _decode(self, http: web.Request) -> web.StreamResponse:
-        order = DecodeOrder.model_validate_json(await http.read())
+        order = _DECODE_ORDER.validate_json(await http.read())
         async with StageStream(http) as stages:
             cache = self._engine.reserve(
                 order.request_id, order.prompt_tokens, order.output_tokens, order.sampling

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from pydantic import BaseModel
 
 from prfaas_lab.api.endpoint import Endpoint, open_endpoint
 from prfaas_lab.api.settings import EndpointSettings
@@ -20,10 +19,11 @@ from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.fabric.timeline import Change, ShapeChange, Timeline
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.deployment import Deployment
-from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.engines import Ended, Engine, OpenOrder, Tell
 from prfaas_lab.lab.meanwhile import meanwhile
-from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, ModelReady, PrefillOrder
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask, ModelReady, PrefillOrder
 from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.stages import Followed
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router import DatacenterView, PathView, Plan, policy
 from prfaas_lab.spec.scenario import Fixed, Resolved, Scenario, Uniform, Workload
@@ -53,11 +53,15 @@ class EchoEngines:
     sent: dict[str, asyncio.Future[int]] = field(default_factory=dict)
     open_orders: list[str] = field(default_factory=list)
     orders: list[PrefillOrder] = field(default_factory=list)
+    followed: Followed = field(default_factory=Followed)
 
     def __post_init__(self) -> None:
         self.proceed.set()
 
-    async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        return self.followed.follow(self.stages(path, order), tell, ended)
+
+    async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         assert isinstance(order, DecodeOrder | PrefillOrder)
         self.open_orders.append(order.request_id)
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
+from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.virtual_time import run_virtual
 
@@ -21,18 +21,30 @@ def at(at_s: float, work: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
     return later()
 
 
+async def computed(engine: AnalyticPrefill, tokens: int) -> tuple[float, float]:
+    times = asyncio.get_running_loop().create_future()
+    job = Job(tokens, lambda seconds: None, lambda *stamps: times.set_result(stamps))
+    engine.join(job)
+    try:
+        return await times
+    finally:
+        engine.leave(job)
+
+
 async def decoded(engine: AnalyticDecode, tokens: int) -> tuple[float, float]:
-    sequence = engine.join(tokens)
-    return await sequence.first, await sequence.last
+    loop = asyncio.get_running_loop()
+    first, last = loop.create_future(), loop.create_future()
+    engine.join(Sequence(tokens, first.set_result, last.set_result))
+    return await first, await last
 
 
 def test_prompts_are_computed_one_after_the_other_in_the_order_they_came() -> None:
     async def main() -> list[tuple[float, float]]:
         engine = AnalyticPrefill(lambda tokens, cached: tokens / 100, max_queue=8)
         return await asyncio.gather(
-            at(0.0, engine.run(200, lambda s: None)),
-            at(0.5, engine.run(100, lambda s: None)),
-            at(9.0, engine.run(100, lambda s: None)),
+            at(0.0, computed(engine, 200)),
+            at(0.5, computed(engine, 100)),
+            at(9.0, computed(engine, 100)),
         )
 
     assert run_virtual(main()) == [(0.0, 2.0), (2.0, 3.0), (9.0, 10.0)]
@@ -42,10 +54,10 @@ def test_a_full_prefill_queue_refuses() -> None:
     async def main() -> None:
         engine = AnalyticPrefill(lambda tokens, cached: 1.0, max_queue=1)
         async with asyncio.TaskGroup() as group:
-            group.create_task(engine.run(1, lambda s: None))
-            group.create_task(engine.run(1, lambda s: None))
+            group.create_task(computed(engine, 1))
+            group.create_task(computed(engine, 1))
             with pytest.raises(EngineError, match="1 prompts waiting"):
-                await at(0.5, engine.run(1, lambda s: None))
+                await at(0.5, computed(engine, 1))
 
     run_virtual(main())
 
@@ -53,9 +65,9 @@ def test_a_full_prefill_queue_refuses() -> None:
 def test_a_prompt_that_is_given_up_makes_room_for_the_next() -> None:
     async def main() -> tuple[float, float]:
         engine = AnalyticPrefill(lambda tokens, cached: float(tokens), max_queue=8)
-        first = asyncio.ensure_future(engine.run(10, lambda s: None))
-        second = asyncio.ensure_future(engine.run(10, lambda s: None))
-        third = asyncio.ensure_future(engine.run(1, lambda s: None))
+        first = asyncio.ensure_future(computed(engine, 10))
+        second = asyncio.ensure_future(computed(engine, 10))
+        third = asyncio.ensure_future(computed(engine, 1))
         await asyncio.sleep(3.0)
         second.cancel()
         first.cancel()
@@ -104,7 +116,8 @@ def test_who_finds_the_batch_full_waits_for_a_place() -> None:
 def test_a_sequence_that_is_given_up_frees_its_place_after_the_step_under_way() -> None:
     async def main() -> tuple[float, float]:
         engine = AnalyticDecode(lambda batch: 1.0, max_batch=1, max_queue=4)
-        gone = engine.join(100)
+        gone = Sequence(100, lambda at: None, lambda at: None)
+        engine.join(gone)
         asyncio.get_running_loop().call_at(2.5, engine.leave, gone)
         return await at(1.0, decoded(engine, 2))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prfaas_lab.errors import EngineError
-from prfaas_lab.lab.engines import ControlClient
+from prfaas_lab.lab.control_client import ControlClient
 from prfaas_lab.lab.orders import VerifyOrder
 
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from prfaas_lab.errors import EngineError
-from prfaas_lab.lab.engines import Engine
-from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder
+from prfaas_lab.lab.engines import Ended, Engine, OpenOrder, Tell
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask
 from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.stages import Followed
 from prfaas_lab.metrics.handover import violations
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router import DatacenterView, PathView, Plan, policy
@@ -29,8 +29,12 @@ class ScriptedEngines:
         self.arrived = asyncio.Event()
         self.open_orders: list[str] = []
         self.sent_bytes = 0
+        self.followed = Followed()
 
-    async def stages(self, path: str, order: BaseModel) -> AsyncGenerator[dict[str, Any], None]:
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        return self.followed.follow(self.stages(path, order), tell, ended)
+
+    async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         self.open_orders.append(path)
         try:
             script = self._decode(order) if isinstance(order, DecodeOrder) else self._prefill(order)
@@ -98,7 +102,8 @@ def request(tokens: int = 16) -> Request:
     return Request(id="r", arrival_s=0.0, prompt=(1,) * tokens, output_tokens=5)
 
 
-def idle(engines: dict[str, Engine], script: ScriptedEngines) -> bool:
+async def idle(engines: dict[str, Engine], script: ScriptedEngines) -> bool:
+    await asyncio.sleep(0)  # an order that was cancelled is closed on the loop's next round
     return not script.open_orders and all(
         not engine.orders and engine.waiting_tokens == 0 for engine in engines.values()
     )
@@ -110,7 +115,7 @@ async def test_a_served_request_gives_its_tokens_and_leaves_the_engines_idle() -
     assert await service.serve(request()) == [0, 1, 2, 3, 4]
     assert (ledger.tally.completed, ledger.tally.failed, ledger.tally.in_flight) == (1, 0, 0)
     assert ledger.tally.requests["r"].prefill == "east-p0"
-    assert idle(engines, script)
+    assert await idle(engines, script)
 
 
 async def test_a_caller_that_has_enough_ends_the_output_and_frees_the_engines() -> None:
@@ -125,7 +130,7 @@ async def test_a_caller_that_has_enough_ends_the_output_and_frees_the_engines() 
     record = ledger.tally.requests["r"]
     assert (record.outcome, record.finish) == ("completed", "stop")
     assert "account" not in [violation.kind for violation in violations(record)]
-    assert idle(engines, script)
+    assert await idle(engines, script)
 
 
 async def test_a_cancellations_message_is_the_reason_of_the_failure() -> None:
@@ -165,7 +170,7 @@ async def test_an_engine_that_dies_fails_the_request_at_its_stage_and_frees_the_
     assert await service.serve(request()) is None
     record = ledger.tally.requests["r"]
     assert (record.outcome, record.failure_stage) == ("failed", stage)
-    assert idle(engines, script)
+    assert await idle(engines, script)
 
 
 @pytest.mark.parametrize("hangs", ["reserved", "prefilled", "received", "tokens"])
@@ -180,7 +185,7 @@ async def test_a_cancelled_request_is_accounted_for_and_frees_both_ends(hangs: s
     with pytest.raises(asyncio.CancelledError):
         await flight
     assert (ledger.tally.failed, ledger.tally.in_flight) == (1, 0)
-    assert idle(engines, script)
+    assert await idle(engines, script)
 
 
 async def test_no_engine_to_route_to_fails_the_request_with_the_reason() -> None:

@@ -15,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from prfaas_lab.kvcache import Geometry
-from prfaas_lab.lab.engines import ControlClient, Engine
+from prfaas_lab.lab.control_client import ControlClient
+from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import CacheShare, EngineOrder, VerifierOrder
 from prfaas_lab.lab.service import Service

@@ -1,0 +1,55 @@
+"""The two orders of a request, one at each of its engines, waited for as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from prfaas_lab.lab.engines import EngineClient, OpenOrder
+from prfaas_lab.lab.orders import EngineTask
+
+
+class BothEnds:
+    """Until both have ended, or one has failed. Whoever makes it cancels it."""
+
+    __slots__ = ("_left", "_orders", "over")
+
+    def __init__(self) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises what went wrong first, at an engine or with what it told."""
+        self._left = 2
+        self._orders: dict[str, OpenOrder] = {}
+
+    def begin(
+        self, client: EngineClient, path: str, order: EngineTask, take: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Give one of the orders; `take` is called with its stages. Raises EngineError when refused at
+        once."""
+
+        def tell(stage: dict[str, Any]) -> None:
+            try:
+                take(stage)
+            except Exception as error:  # the request's, and not its engine's
+                self._ended(error)
+
+        self._orders[path] = client.begin(path, order, tell, self._ended)
+
+    def enough(self, path: str) -> None:
+        """No more is wanted of one of them."""
+        self._orders[path].cancel()
+        self._ended(None)
+
+    def cancel(self) -> None:
+        """Give up what still goes on."""
+        for order in self._orders.values():
+            order.cancel()
+
+    def _ended(self, error: BaseException | None) -> None:
+        self._left -= 1
+        if self.over.done():
+            return
+        if error is not None:
+            self.over.set_exception(error)
+        elif not self._left:
+            self.over.set_result(None)

@@ -1,0 +1,76 @@
+"""How the controller asks its processes: HTTP over a Unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import aiohttp
+from pydantic_core import to_json
+
+from prfaas_lab.errors import EngineError
+from prfaas_lab.lab.engines import Ended, OpenOrder, Tell
+from prfaas_lab.lab.orders import EngineTask
+from prfaas_lab.lab.stages import Followed, read_stages
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
+_ASK_TIMEOUT_S = 120.0
+"""One generation of a prompt and its output, on a machine whose cores are all taken."""
+_STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+class ControlClient:
+    """Asks one process over its Unix socket. Open it with `async with`."""
+
+    def __init__(self, name: str, control_socket: str) -> None:
+        self.name = name
+        connector = aiohttp.UnixConnector(path=control_socket, limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, base_url="http://engine")
+        self._followed = Followed()
+
+    async def __aenter__(self) -> ControlClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._followed.close()
+        await self._session.close()
+
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        return self._followed.follow(self.stages(path, order), tell, ended)
+
+    async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
+        body = to_json(order)
+        try:
+            async with self._session.post(path, data=body, timeout=_NO_TIMEOUT) as response:
+                await self._refuse_errors(response)
+                async for stage in read_stages(response, self.name):
+                    yield stage
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(f"cannot be reached ({error})", where=self.name) from error
+
+    async def ask(self, path: str, order: EngineTask, *, timeout_s: float = _ASK_TIMEOUT_S) -> dict[str, Any]:
+        """POST an order that has one answer. Raises EngineError, also when none comes in time."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.post(path, data=to_json(order), timeout=timeout) as response:
+                await self._refuse_errors(response)
+                answer: dict[str, Any] = await response.json()
+                return answer
+        except TimeoutError as error:
+            words = f"did not answer {path} within {timeout_s:g} s"
+            raise EngineError(words, where=self.name, remedy="see its log beside the summary") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(f"cannot be reached ({error})", where=self.name) from error
+
+    async def state(self) -> dict[str, Any]:
+        try:
+            async with self._session.get("/state", timeout=_STATE_TIMEOUT) as response:
+                state: dict[str, Any] = await response.json()
+                return state
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineError(f"cannot be reached ({error!r})", where=self.name) from error
+
+    async def _refuse_errors(self, response: aiohttp.ClientResponse) -> None:
+        if response.status >= 400:
+            text = (await response.text())[:500]
+            raise EngineError(f"refused the order with status {response.status}: {text}", where=self.name)
