@@ -32,7 +32,7 @@ from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
-from prfaas_lab.lab.pacing import Pacing, pacing_of
+from prfaas_lab.lab.pacing import Pacing, costs_of, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
 from prfaas_lab.lab.replication import replicate
@@ -289,7 +289,7 @@ class Foundation:
             expected_bytes=lambda tokens: model.state_bytes + model.token_bytes * tokens,
             ledger=self.ledger,
             caches=self._caches(model),
-            costs=self.pacing.costs if self.pacing else None,
+            costs=costs_of(self.resolved),
             sends_ids=self.pacing is None,
             keep_answers=[
                 name

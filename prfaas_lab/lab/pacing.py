@@ -55,6 +55,24 @@ def pacing_of(resolved: Resolved) -> Pacing | None:
     return Pacing(model=model, profiles=profiles, scale=scenario.scale, time_scale=scenario.time_scale)
 
 
+def costs_of(resolved: Resolved) -> Costs | None:
+    """What policies and the scheduler may reckon with. For the real model, profiles that were measured of
+    it (`prfaas-lab calibrate`), where every datacenter's `hardware` names one; else None.
+
+    Raises SpecError for a profile that does not exist.
+    """
+    pacing = pacing_of(resolved)
+    if pacing is not None:
+        return pacing.costs
+    if any(site.hardware is None for site in resolved.topology.datacenters.values()):
+        return None
+    profiles = profiles_of(resolved.topology, Path(resolved.source).parent)
+    model = resolved.scenario.model
+    if any(profile.model != (model.path or model.name) for profile in profiles.values()):
+        return None
+    return Costs(profiles=profiles)
+
+
 def profiles_of(topology: Topology, folder: Path) -> dict[str, Profile]:
     """The profile of each datacenter. Raises SpecError naming every one that is missing."""
     problems: list[str] = []

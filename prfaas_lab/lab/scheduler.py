@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.pacing import costs_of
 from prfaas_lab.lab.service import Service
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
@@ -33,6 +34,11 @@ _WORTH_TELLING = 0.1
 """A threshold that moved by less than this share since it was last told of is not told of."""
 _SMOOTHING = 0.1
 """Of the rates that the long-term loop reckons with: over about ten short-term ticks."""
+
+_KEPT = (
+    "roles and the planned threshold stay: the long-term loop needs exactly one local datacenter, "
+    "and profiles of what runs (paced engines, or hardware: FILE of prfaas-lab calibrate everywhere)"
+)
 
 
 class Scheduler:
@@ -170,10 +176,12 @@ class Scheduler:
             mode="exact",
         )
         rate_bps = min(self._rates.values(), default=None)
+        if rate_bps is None:
+            return setting
         scenario = self._resolved.scenario
-        return setting if rate_bps is None else with_rate(
-            setting, max(1.0, rate_bps / scenario.scale * scenario.time_scale)
-        )  # fmt: skip
+        paced = scenario.engine.executor == "paced"  # a real model's bytes and seconds are not scaled
+        factor = scenario.time_scale / scenario.scale if paced else 1.0
+        return with_rate(setting, max(1.0, rate_bps * factor))
 
     async def _convert(self, home: str, decision: Decision) -> None:
         """Drain, switch, rejoin. The engine takes nothing new from the decision on."""
@@ -216,9 +224,14 @@ def _shortest_queues(engines: tuple[EngineView, ...]) -> dict[str, float]:
     shortest: dict[str, float] = {}
     for engine in engines:
         if engine.role == "prefill" and engine.alive:
-            before = shortest.get(engine.datacenter, engine.queued_s)
-            shortest[engine.datacenter] = min(before, engine.queued_s)
+            wait_s = _queue_s(engine)
+            shortest[engine.datacenter] = min(shortest.get(engine.datacenter, wait_s), wait_s)
     return shortest
+
+
+def _queue_s(engine: EngineView) -> float:
+    """By its profile, or where it has none by what its prompts took so far."""
+    return engine.queued_s or engine.queued_tokens * (engine.prefill_s_per_token or 0.0)
 
 
 def _reading(path: PathView) -> Reading:
@@ -235,14 +248,17 @@ def convertible(resolved: Resolved, datacenter: str) -> bool:
     """Whether engines of a datacenter may have to change their role, so that they must have both."""
     scenario, topology = resolved.scenario, resolved.topology
     adapts = scenario.policy.name == "prfaas" and scenario.scheduler.convert and bool(topology.prfaas)
-    return adapts and scenario.engine.executor == "paced" and topology.local == (datacenter,)
+    return adapts and topology.local == (datacenter,) and costs_of(resolved) is not None
 
 
 def scheduler_for(
     resolved: Resolved, service: Service, engines: Mapping[str, Engine], ledger: Ledger
 ) -> Scheduler | None:
-    """The loops of a run: only the `prfaas` policy has them, and only with profiles to reckon with."""
-    scenario = resolved.scenario
-    if scenario.policy.name != "prfaas" or not service.knows_costs or not resolved.topology.prfaas:
+    """The loops of a run: only the `prfaas` policy has them. Says so when instances will keep their roles
+    though they were asked to change them."""
+    scenario, topology = resolved.scenario, resolved.topology
+    if scenario.policy.name != "prfaas" or not topology.prfaas:
         return None
+    if scenario.scheduler.convert and not convertible(resolved, topology.local[0]):
+        ledger.record(ev.Noted(at_s=ledger.now(), level="info", text=_KEPT))
     return Scheduler(resolved, service, engines, ledger)

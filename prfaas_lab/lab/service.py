@@ -135,17 +135,13 @@ class Service:
             self.answers.offer(request, flight.prompt, flight.tokens, **ends)
         return flight.tokens
 
-    @property
-    def knows_costs(self) -> bool:
-        """Whether there are hardware profiles to reckon with."""
-        return self._costs is not None
-
     def view(self) -> View:
         """The deployment now."""
         return View(
             datacenters=self._datacenters,
             engines=self._fleet.views(),
             paths=self._network.paths(),
+            committed_bytes=self.committed,
             ranks=self._fleet,
             costs=self._costs,
         )

@@ -14,13 +14,14 @@ from prfaas_lab.router.placing import (
 from prfaas_lab.router.values import Costs, EngineView, PathView, Placement, Plan, View
 from prfaas_lab.workload.request import Request
 
-_LEAST_ROOM = 0.05
-"""A full path still moves something: no estimate takes less of its rate than this."""
+_LEAST_SHARE = 0.01
+"""Of a path's rate: no measurement counts for less."""
 
 
 def earliest_finish(request: Request, view: View, plan: Plan) -> Placement:
     """Of the idlest prefill engine of every site, the one whose KVCache would lie at the decode engine
-    first: its queue, then compute or wire, whichever is longer (they overlap), by the profiles."""
+    first: its queue, then compute or wire, whichever is longer (they overlap), by the profiles; or the wire
+    after all that has still to cross before it, if that is later."""
     if view.costs is None:
         raise NoPlacement(
             "the earliest-finish policy knows no hardware profiles",
@@ -46,8 +47,16 @@ def _candidates(view: View, decode: EngineView) -> Iterator[tuple[EngineView, Pa
 
 def _finish_s(request: Request, view: View, costs: Costs, engine: EngineView, path: PathView | None) -> float:
     compute_s = costs.prefill_s(engine.datacenter, uncached_tokens(request, view, engine.datacenter))
-    if path is None or path.rate_bps is None:
+    if path is None or not (rate_bps := _rate_bps(path)):
         return engine.queued_s + compute_s
-    room_bps = path.rate_bps * max(_LEAST_ROOM, 1 - path.utilization)
-    wire_s = 8 * costs.kv_bytes(engine.datacenter, request.prompt_tokens) / room_bps
-    return engine.queued_s + max(compute_s, wire_s) + path.rtt_s / 2
+    ahead_s = 8 * view.committed_bytes.get((path.source, path.destination), 0) / rate_bps
+    wire_s = 8 * costs.kv_bytes(engine.datacenter, request.prompt_tokens) / rate_bps
+    return max(engine.queued_s + max(compute_s, wire_s), ahead_s + wire_s) + path.rtt_s / 2
+
+
+def _rate_bps(path: PathView) -> float | None:
+    """What the path gives: as measured while more waits for it than it takes, else as configured."""
+    if not path.backlogged or path.available_bps is None:
+        return path.rate_bps
+    measured_bps = max(path.available_bps, _LEAST_SHARE * (path.rate_bps or 0.0))
+    return measured_bps if path.rate_bps is None else min(path.rate_bps, measured_bps)

@@ -130,6 +130,8 @@ class View:
     paths: tuple[PathView, ...] = ()
     cache: CacheView | None = None
     costs: Costs | None = None
+    committed_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict, compare=False, repr=False)
+    """KVCache still to be received over each way (source, destination), of requests placed before."""
     ranks: Ranks | None = field(default=None, compare=False, repr=False)
     """Says nothing that `engines` does not; None where ranks depend on the request (prefix caches)."""
 

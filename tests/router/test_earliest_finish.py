@@ -48,6 +48,19 @@ def test_the_earliest_finish_is_no_later_than_either_side(
     assert found.prefill == ("east-p0" if east < west else "west-p0") or east == pytest.approx(west)
 
 
+def test_what_has_still_to_cross_is_ahead_and_a_measured_rate_counts_while_it_is_of_now() -> None:
+    def prefill(seen: View) -> str:
+        return policy("earliest-finish")(request(30_000), seen, PLAN).prefill
+
+    free = view()
+    (path,) = free.paths
+    measured = replace(path, available_bps=1e9)
+    assert prefill(free) == "east-p0"
+    assert prefill(replace(free, committed_bytes={("east", "west"): 10**12})) == "west-p0"
+    assert prefill(replace(free, paths=(measured,))) == "east-p0"
+    assert prefill(replace(free, paths=(replace(measured, backlogged=True),))) == "west-p0"
+
+
 def test_a_dead_link_leaves_only_home() -> None:
     for name in ("earliest-finish", "prfaas", "threshold", "balanced"):
         plan = replace(PLAN, offload_share=1.0)
