@@ -1,88 +1,126 @@
-"""All engines as a policy sees them, kept current: a decision costs what has changed since the last one,
-not the number of engines."""
+"""All engines as a policy sees them: a decision costs what has changed since the last one, not the number
+of engines."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
 from prfaas_lab.lab.engines import Engine
-from prfaas_lab.router.values import EngineView, Rank, Role, decode_rank, prefill_rank
+from prfaas_lab.router.values import EngineView, Rank, Role
 
-_RANK: dict[Role, Callable[[EngineView], Rank]] = {"prefill": prefill_rank, "decode": decode_rank}
 _SLACK = 8
 """A ranking is rebuilt once this many times more ranks lie in it than engines."""
+
+
+def _prefill_rank(engine: Engine) -> Rank:
+    """`router.values.prefill_rank` of its view, without making one."""
+    return max(0.0, round(engine.waiting_s, 9)), engine.waiting_tokens, len(engine.orders), engine.name
+
+
+def _decode_rank(engine: Engine) -> Rank:
+    """`router.values.decode_rank` of its view, without making one."""
+    return len(engine.orders) / engine.capacity, 0, 0, engine.name
+
+
+_RANK: dict[Role, Callable[[Engine], Rank]] = {"prefill": _prefill_rank, "decode": _decode_rank}
 
 
 class Fleet:
     """The engines of a run. Each tells it when something about it changes."""
 
     def __init__(self, engines: Iterable[Engine]) -> None:
-        self._engines = list(engines)
-        self._views = [engine.view for engine in self._engines]
-        self._numbers = {engine.name: number for number, engine in enumerate(self._engines)}
+        self._engines = tuple(engines)
+        self._views = _Views(self._engines)
         self._rankings: dict[tuple[Role, str], _Ranking] = {}
-        self._changed: dict[str, Engine] = {}
-        for engine, view in zip(self._engines, self._views, strict=True):
+        self._roles: dict[str, Role] = {}
+        self._changed: dict[str, Engine] = {engine.name: engine for engine in self._engines}
+        for engine in self._engines:
             engine.on_change = self._note
-            self._ranking(view.role, view.datacenter).put(view)
 
-    def views(self) -> tuple[EngineView, ...]:
-        """Every engine now."""
-        self._refresh()
-        return tuple(self._views)
+    def views(self) -> Sequence[EngineView]:
+        """Every engine, each as it is when it is looked at."""
+        return self._views
 
     def idlest(self, role: Role, datacenter: str) -> EngineView | None:
-        """The live engine of a datacenter that ranks first; as of the last `views`."""
-        return self._ranking(role, datacenter).first()
+        """The live engine of a datacenter that ranks first."""
+        if self._changed:
+            self._refresh()
+        ranking = self._rankings.get((role, datacenter))
+        first = ranking.first() if ranking is not None else None
+        return first.view if first is not None else None
 
     def _note(self, engine: Engine) -> None:
         self._changed[engine.name] = engine
 
     def _refresh(self) -> None:
         for name, engine in self._changed.items():
-            before, view = self._views[self._numbers[name]], engine.view
-            self._views[self._numbers[name]] = view
-            if before.role != view.role:
-                self._ranking(before.role, before.datacenter).remove(name)
-            self._ranking(view.role, view.datacenter).put(view)
+            before, role = self._roles.get(name), engine.role
+            if before != role:
+                if before is not None:
+                    self._rankings[before, engine.datacenter].remove(name)
+                self._roles[name] = role
+                self._rankings.setdefault((role, engine.datacenter), _Ranking(_RANK[role]))
+            self._rankings[role, engine.datacenter].put(engine)
         self._changed.clear()
 
-    def _ranking(self, role: Role, datacenter: str) -> _Ranking:
-        found = self._rankings.get((role, datacenter))
-        if found is None:
-            found = self._rankings[role, datacenter] = _Ranking(_RANK[role])
-        return found
+
+class _Views(Sequence[EngineView]):
+    """Views made when they are asked for: most policies look at few of them."""
+
+    def __init__(self, engines: tuple[Engine, ...]) -> None:
+        self._engines = engines
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    @overload
+    def __getitem__(self, which: int) -> EngineView: ...
+    @overload
+    def __getitem__(self, which: slice) -> Sequence[EngineView]: ...
+    def __getitem__(self, which: int | slice) -> EngineView | Sequence[EngineView]:
+        if isinstance(which, slice):
+            return tuple(engine.view for engine in self._engines[which])
+        return self._engines[which].view
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, _Views) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # what it shows changes
 
 
 class _Ranking:
-    """Engines in order of a rank. What was overtaken by a newer view is skipped when it comes up."""
+    """Engines in order of a rank. What was overtaken by a newer rank is skipped when it comes up."""
 
-    def __init__(self, rank: Callable[[EngineView], Rank]) -> None:
+    def __init__(self, rank: Callable[[Engine], Rank]) -> None:
         self._rank = rank
-        self._heap: list[tuple[Rank, int, EngineView]] = []
+        self._heap: list[tuple[Rank, int, Engine]] = []
         self._puts = 0
-        self._current: dict[str, EngineView] = {}
+        self._current: dict[str, tuple[int, Engine]] = {}
+        """Of each engine the number of its newest rank."""
 
-    def put(self, view: EngineView) -> None:
-        self._current[view.name] = view
-        self._puts += 1  # between equal ranks of one engine, which have no order themselves
-        if view.alive:
-            heapq.heappush(self._heap, (self._rank(view), self._puts, view))
+    def put(self, engine: Engine) -> None:
+        self._puts += 1
+        self._current[engine.name] = self._puts, engine
+        if engine.alive and not engine.draining:
+            heapq.heappush(self._heap, (self._rank(engine), self._puts, engine))
         if len(self._heap) > _SLACK * len(self._current) + _SLACK:
-            current = enumerate(self._current.values())
-            self._heap = [(self._rank(view), number, view) for number, view in current if view.alive]
+            self._heap = [each for each in self._heap if self._is_current(each)]
             heapq.heapify(self._heap)
 
     def remove(self, name: str) -> None:
         """It ranks elsewhere now."""
-        self._current.pop(name, None)
+        del self._current[name]
 
-    def first(self) -> EngineView | None:
+    def first(self) -> Engine | None:
         heap = self._heap
         while heap:
-            view = heap[0][2]
-            if view.alive and self._current.get(view.name) is view:
-                return view
+            if self._is_current(heap[0]):
+                return heap[0][2]
             heapq.heappop(heap)
         return None
+
+    def _is_current(self, ranked: tuple[Rank, int, Engine]) -> bool:
+        current = self._current.get(ranked[2].name)
+        return current is not None and current[0] == ranked[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -219,7 +219,7 @@ class Scheduler:
             self._seen.append((event.at_s, event.prompt_tokens, event.output_tokens))
 
 
-def _shortest_queues(engines: tuple[EngineView, ...]) -> dict[str, float]:
+def _shortest_queues(engines: Sequence[EngineView]) -> dict[str, float]:
     """What the next prompt would wait for the idlest prefill engine, of each datacenter that has one."""
     shortest: dict[str, float] = {}
     for engine in engines:

@@ -32,12 +32,14 @@ def cache_aware(policy: Route) -> Route:
 
     def route(request: Request, view: View, plan: Plan) -> Placement:
         scarce = policy(request, view, plan)
+        if view.cache is None:
+            return scarce
         best = max(
             (e for e in view.engines if e.role == "prefill" and e.alive),
             key=lambda engine: (engine.prefix_tokens, engine.name),
             default=None,
         )
-        if best is None or not best.prefix_tokens or view.cache is None:
+        if best is None or not best.prefix_tokens:
             return scarce
         counted = tuple(replace(dc, prefix_tokens=best.prefix_tokens) for dc in view.datacenters)
         abundant = policy(request, replace(view, datacenters=counted), plan)

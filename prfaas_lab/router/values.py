@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -126,7 +126,7 @@ class View:
     without hardware profiles."""
 
     datacenters: tuple[DatacenterView, ...]
-    engines: tuple[EngineView, ...]
+    engines: Sequence[EngineView]
     paths: tuple[PathView, ...] = ()
     cache: CacheView | None = None
     costs: Costs | None = None
