@@ -10,11 +10,12 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.engine.payload import Pattern
 from prfaas_lab.errors import EngineError
-from prfaas_lab.model.buffers import IncomingCache, chunk_spans
+from prfaas_lab.model.buffers import IncomingCache, Produced, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.workload.request import GREEDY, Sampling
@@ -96,16 +97,27 @@ class PacedPrefill:
                 emit(key, self._outgoing(key, segment) if self._outgoing else segment)
 
 
+@dataclass(slots=True)
+class _Row:
+    """A sequence of the batch: the tokens whose KVCache there would be, and what its payload depends on."""
+
+    joined_at: int
+    tokens: int
+    nonce: int
+
+
 class PacedDecode:
     """Decoding in a profile's time: all sequences of the batch get a token every step."""
 
     report_tokens = REPORT_TOKENS
 
-    def __init__(self, profile: Profile, layout: CacheLayout, *, time_scale: float) -> None:
+    def __init__(
+        self, profile: Profile, layout: CacheLayout, *, time_scale: float, keep_answers: bool = False
+    ) -> None:
         self.layout = layout
-        self._profile, self._time_scale = profile, time_scale
+        self._profile, self._time_scale, self._keep_answers = profile, time_scale, keep_answers
         self._pattern = Pattern(layout)
-        self._batch: set[str] = set()
+        self._batch: dict[str, _Row] = {}
         self._stepped_at = 0.0
 
     async def join(
@@ -118,10 +130,11 @@ class PacedDecode:
             )
         if not self._batch:
             self._stepped_at = asyncio.get_running_loop().time()
-        self._batch.add(request_id)
+        self._batch[request_id] = _Row(incoming.tokens, incoming.tokens, first_token)
 
-    async def leave(self, request_id: str) -> None:
-        self._batch.discard(request_id)
+    async def leave(self, request_id: str) -> Produced | None:
+        row = self._batch.pop(request_id, None)
+        return self._produced(row) if row is not None and self._keep_answers else None
 
     async def step(self, most: int, hurry: asyncio.Event) -> dict[str, Sequence[int]]:
         """As many whole steps as fit until somebody is in a hurry, all of the batch's present size."""
@@ -137,6 +150,8 @@ class PacedDecode:
             steps = min(steps, max(1, math.ceil(passed_s / step_s)))
             await _sleep_until(began_at + steps * step_s)
         self._stepped_at = began_at + steps * step_s
+        for row in self._batch.values():
+            row.tokens += steps
         return dict.fromkeys(self._batch, (0,) * steps)
 
     async def reset(self) -> None:
@@ -144,6 +159,22 @@ class PacedDecode:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+    def _produced(self, row: _Row) -> Produced | None:
+        """As the real model would: the growing cache up to the last chunk boundary, and the state there."""
+        width = self.layout.chunk_tokens
+        first, end = row.joined_at // width * width, row.tokens // width * width
+        if end == first:
+            return None
+        segments = []
+        for span in chunk_spans(end, width, start=first):
+            for layer, layout in enumerate(self.layout.layers):
+                for number, part in enumerate(layout.parts):
+                    if part.kind == "growing" or span[1] == end:
+                        key = SegmentKey(layer, number, span[0] // width)
+                        size = self.layout.segment_bytes(key, end)
+                        segments.append((key, self._pattern.segment(row.nonce, key, size)))
+        return Produced(first, end, tuple(segments))
 
 
 async def _sleep_until(at: float) -> None:

@@ -11,7 +11,7 @@ from prfaas_lab.spec.scenario import Resolved
 def cache_share(resolved: Resolved, datacenter: str) -> CacheShare | None:
     """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do.
 
-    One that may change its role has a pool for each, of half its share.
+    One that may change its role has a pool for each, of half its share, and hands no answers over.
     """
     scenario, site = resolved.scenario, resolved.topology.datacenters[datacenter]
     if site.cache is None or scenario.cache == "off":
@@ -20,9 +20,9 @@ def cache_share(resolved: Resolved, datacenter: str) -> CacheShare | None:
     memory_bytes = int(site.cache.memory * scenario.scale / pools)
     if not memory_bytes:
         return None
-    # Paced engines compute nothing, and what was received in a lossy form is not to be computed on again.
-    exact = scenario.engine.executor == "torch" and not scenario.transport.lossy
-    keeps_answers = exact and site.cache.answers == "keep"
+    # What was received in a lossy form is not to be computed on again.
+    hands_over = not scenario.transport.lossy and not convertible(resolved, datacenter)
+    keeps_answers = hands_over and site.cache.answers == "keep"
     return CacheShare(memory_bytes=memory_bytes, settings=site.cache, keeps_answers=keeps_answers)
 
 

@@ -28,11 +28,13 @@ def prefill_executor(order: EngineOrder, model: Any) -> PrefillExecutor:
 def decode_executor(order: EngineOrder, model: Any) -> DecodeExecutor:
     """For the model that the zygote loaded, or for a profile."""
     layout = _layout(order, model)
+    keep_answers = order.cache is not None and order.cache.keeps_answers
     if order.pace is not None:
-        return PacedDecode(order.pace.profile, layout, time_scale=order.pace.time_scale)
+        return PacedDecode(
+            order.pace.profile, layout, time_scale=order.pace.time_scale, keep_answers=keep_answers
+        )
     from prfaas_lab.engine.torch_executor import TorchDecode
 
-    keep_answers = order.cache is not None and order.cache.keeps_answers
     return TorchDecode(model, layout, max_batch=order.settings.max_batch, keep_answers=keep_answers)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prfaas_lab.engine.paced_executor import PacedPrefill
+from prfaas_lab.engine.decode import DecodeEngine
+from prfaas_lab.engine.paced_executor import PacedDecode, PacedPrefill
 from prfaas_lab.engine.payload import Pattern
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache, pool_of
 from prfaas_lab.engine.sized_cache import SizedCache
+from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Geometry, Prompt, hash_prompt
 from prfaas_lab.lab.virtual_time import run_virtual
-from prfaas_lab.model.buffers import IncomingCache
+from prfaas_lab.model.buffers import IncomingCache, Produced
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.model.paced_layout import paced_layout
 from prfaas_lab.model.profile import find_profile
@@ -37,6 +40,11 @@ def named(tokens: Sequence[int]) -> Prompt:
 
 def cache(budget_bytes: int = PLENTY, *, resumable: bool = True) -> PrefixCache:
     return PrefixCache.of(LAYOUT, budget_bytes, resumable=resumable)
+
+
+def simulated(budget_bytes: int = PLENTY, *, resumable: bool = True) -> SizedCache:
+    pool = pool_of(Geometry.of(LAYOUT), budget_bytes, resumable=resumable)
+    return SizedCache(pool, state_bytes=LAYOUT.state_bytes)
 
 
 async def prefilled(
@@ -102,7 +110,7 @@ def test_entries_without_bytes_are_found_kept_and_evicted_as_real_ones(
     """The same prompts through a paced engine's cache and through a simulated one's."""
     budget_bytes = room * (LAYOUT.token_bytes * CHUNK + LAYOUT.state_bytes)
     real = cache(budget_bytes, resumable=resumable)
-    sized = SizedCache(pool_of(Geometry.of(LAYOUT), budget_bytes, resumable=resumable))
+    sized = simulated(budget_bytes, resumable=resumable)
 
     async def main() -> None:
         async with paced(real) as engine:
@@ -110,12 +118,12 @@ def test_entries_without_bytes_are_found_kept_and_evicted_as_real_ones(
                 tokens = [block for block in blocks for _ in range(CHUNK)]
                 prompt = named(tokens)
                 if resumable:
-                    cached, wanted = sized.find(prompt), sized.snapshots_for(prompt)
+                    (cached, _), wanted = sized.find(prompt), sized.snapshots_for(prompt)
                     assert (await prefilled(engine, tokens))[0].cached_tokens == cached
                     sized.keep(prompt, cached, wanted)
                 else:
                     incoming = IncomingCache(LAYOUT, len(tokens))
-                    assert real.fill(prompt, incoming) == sized.find(prompt)
+                    assert real.fill(prompt, incoming) == sized.find(prompt)[0]
                     real.keep_received(prompt, incoming)
                     sized.keep_received(prompt)
                 assert real.pool.stats() == sized.pool.stats()
@@ -126,12 +134,72 @@ def test_entries_without_bytes_are_found_kept_and_evicted_as_real_ones(
 
 
 def test_a_copy_weighs_and_brings_what_a_real_one_does() -> None:
-    source, target = SizedCache(cache().pool), SizedCache(cache().pool)
+    source, target = simulated(), simulated()
     prompt = named(range(10 * CHUNK + 1))
     source.keep(prompt, 0, (10 * CHUNK,))
     target.keep(named(range(4 * CHUNK)), 0, ())
     copy = source.copy_beyond(prompt, target.known_tokens(prompt))
-    assert copy is not None
     assert copy.size_bytes == 6 * CHUNK * LAYOUT.token_bytes + LAYOUT.state_bytes
     assert target.adopt(prompt, copy) == 10 * CHUNK
-    assert target.copy_beyond(named(range(CHUNK)), 0) is None, "nothing to resume from"
+    with pytest.raises(EngineError, match="holds no more"):
+        target.copy_beyond(named(range(CHUNK)), 0)
+
+
+ANSWER, SAID = 200, 300
+"""Tokens of an answer, and of the prompt before it: computed as far as a boundary."""
+
+
+async def decoded(engine: DecodeEngine, incoming: IncomingCache, nonce: int) -> Produced:
+    left: list[Produced | None] = []
+    async with aclosing(engine.generate("r", nonce, on_left=left.append)) as given:
+        async for _ in given:
+            pass
+    while not left:
+        await asyncio.sleep(0.001)
+    assert left[0] is not None
+    return left[0]
+
+
+async def answered() -> tuple[Produced, PrefixCache]:
+    """A prompt prefilled, and its answer decoded, by paced engines."""
+    held = cache(resumable=False)
+    executor = PacedDecode(H20, LAYOUT, time_scale=1.0, keep_answers=True)
+    async with paced(cache()) as prefill, DecodeEngine(executor, max_batch=4, clock=now) as decode:
+        result, sent = await prefilled(prefill, range(SAID))
+        incoming = decode.reserve("r", SAID, ANSWER)
+        for key, segment in sent.items():
+            incoming.destination(key, len(segment))[:] = segment
+            incoming.arrived(key)
+        held.keep_received(named(range(SAID)), incoming)
+        return await decoded(decode, incoming, result.first_token), held
+
+
+def test_an_answer_is_handed_over_with_the_bytes_and_for_the_tokens_a_simulated_one_has() -> None:
+    produced, held = run_virtual(answered())
+    sized, target, copied = simulated(resumable=False), cache(), simulated()
+    sized.keep_received(named(range(SAID)))
+    answer = sized.answer(SAID, SAID + ANSWER - 1)
+    assert answer is not None
+    assert (answer.first_token, answer.tokens) == (produced.first_token, produced.tokens) == (256, 448)
+
+    whole = named(range(produced.tokens))
+    held.keep_produced(whole, produced)
+    segments = dict(held.produced_beyond(whole, 0, produced))
+    with answer.transit:
+        copy = sized.answer_beyond(whole, 0, answer)
+    assert sum(segment.nbytes for segment in segments.values()) == copy.size_bytes
+    assert target.adopt(whole, segments, decoded_from=256) == copied.adopt(whole, copy, decoded_from=256)
+    assert target.pool.changes() == copied.pool.changes()
+
+    following = named(range(produced.tokens + 100))
+    found = target.load(following)
+    assert found is not None
+    assert (found.cached_tokens, found.decoded_tokens) == copied.find(following) == (448, 192)
+    for pool in (held.pool, sized.pool, target.pool, copied.pool):
+        pool.check()
+
+
+def test_an_answer_that_came_to_no_boundary_is_nothing_to_hand_over() -> None:
+    assert simulated().answer(CHUNK, 2 * CHUNK - 1) is None
+    assert simulated().answer(CHUNK - 1, CHUNK) is not None
+    assert simulated(LAYOUT.state_bytes).answer(CHUNK, 2 * CHUNK) is None, "no room"
