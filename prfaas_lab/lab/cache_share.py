@@ -31,6 +31,12 @@ def keeps_prefixes(resolved: Resolved) -> bool:
     return any(cache_share(resolved, name) for name in resolved.topology.datacenters)
 
 
+def keeping_answers(resolved: Resolved) -> list[str]:
+    """The datacenters whose decode engines hand over what they computed."""
+    shares = {name: cache_share(resolved, name) for name in resolved.topology.datacenters}
+    return [name for name, share in shares.items() if share and share.keeps_answers]
+
+
 def geometry_of(resolved: Resolved, *, token_bytes: int, state_bytes: int) -> Geometry:
     """A block is one prefill chunk: states exist at chunk boundaries only."""
     chunk = resolved.scenario.engine.chunk

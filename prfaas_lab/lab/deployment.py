@@ -24,7 +24,7 @@ from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.lab.arrange import plan_of
-from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
+from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeping_answers, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.control_client import ControlClient
 from prfaas_lab.lab.engines import Engine
@@ -291,11 +291,7 @@ class Foundation:
             caches=self._caches(model),
             costs=costs_of(self.resolved),
             sends_ids=self.pacing is None,
-            keep_answers=[
-                name
-                for name in topology.datacenters
-                if (share := cache_share(self.resolved, name)) and share.keeps_answers
-            ],
+            keep_answers=keeping_answers(self.resolved),
         )
 
     def _caches(self, model: ModelReady) -> KVCacheManager | None:

@@ -17,7 +17,7 @@ from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.timeline import Change, ShapeChange
 from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.arrange import plan_of
-from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeps_prefixes
+from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeping_answers, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions, timeline_of
 from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.engines import Engine, EngineClient
@@ -168,6 +168,8 @@ class _Run:
         adapting = [scheduler.run()] if scheduler else []
         if service.caches is not None and service.copies is not None:
             adapting.append(replicate(service.caches, service.copies, service.view, ledger))
+        if service.answers is not None:
+            adapting.append(service.answers.run())
         if adapting:
             adapting.append(SimulatedPaths(network, ways).watch(interval_s))
         async with meanwhile(_watch_links(network, ledger, interval_s), conditions.run(), *adapting):
@@ -227,7 +229,10 @@ class _Run:
             snapshot_every=share.settings.snapshot_every,
             eviction=share.settings.eviction,
         )
-        return SimulatedCache(name, SizedCache(pool), network, copies)
+        cache = SizedCache(pool, state_bytes=self.pacing.model.state_bytes)
+        hands_over = share.keeps_answers and not resumable
+        most_answers = 2 * self._batch(datacenter) if hands_over else 0
+        return SimulatedCache(name, cache, network, copies, most_answers=most_answers)
 
     def _geometry(self) -> Geometry:
         model = self.pacing.model
@@ -284,6 +289,7 @@ class _Run:
             ledger=ledger,
             caches=self._caches(engines, ledger),
             costs=self.pacing.costs,
+            keep_answers=keeping_answers(self.resolved),
         )
 
     def _caches(self, engines: dict[str, Engine], ledger: Ledger) -> KVCacheManager | None:

@@ -115,6 +115,8 @@ class _Prefilling:
         if self._transfer is not None:
             self._transfer.cancel()
         self._client.engine.leave(self._job)
+        if self._kept is not None:
+            self._kept.sent()
 
     def _on_started(self, seconds: float) -> None:
         client, order = self._client, self._order
@@ -133,6 +135,7 @@ class _Prefilling:
                 "finished_at": finished_at,
                 "computed_tokens": self._order.prompt_tokens - cached_tokens,
                 "cached_tokens": cached_tokens,
+                "decoded_tokens": self._kept.decoded_tokens if self._kept else 0,
             }
         )
         if self._kept is not None:  # now, before the next in line looks
@@ -148,6 +151,8 @@ class _Prefilling:
     def _end_if_over(self) -> None:
         if not self._computed or self._last_ack_at is None:
             return
+        if self._kept is not None:
+            self._kept.sent()
         self._tell(
             {
                 "stage": "sent",
@@ -227,8 +232,11 @@ class _Decoding:
         if not self._open:
             return
         self._close()
-        if self._order.output_tokens > 1:
-            self._tell({"stage": "tokens", "tokens": (0,) * (self._order.output_tokens - 1)})
+        order = self._order
+        if self._cache is not None:
+            self._cache.keep_answer(order.request_id, order.prompt_tokens, order.output_tokens)
+        if order.output_tokens > 1:
+            self._tell({"stage": "tokens", "tokens": (0,) * (order.output_tokens - 1)})
         self._ended(None)
 
 

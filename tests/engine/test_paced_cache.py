@@ -150,14 +150,13 @@ ANSWER, SAID = 200, 300
 
 
 async def decoded(engine: DecodeEngine, incoming: IncomingCache, nonce: int) -> Produced:
-    left: list[Produced | None] = []
-    async with aclosing(engine.generate("r", nonce, on_left=left.append)) as given:
+    left: asyncio.Future[Produced | None] = asyncio.get_running_loop().create_future()
+    async with aclosing(engine.generate("r", nonce, on_left=left.set_result)) as given:
         async for _ in given:
             pass
-    while not left:
-        await asyncio.sleep(0.001)
-    assert left[0] is not None
-    return left[0]
+    produced = await left
+    assert produced is not None
+    return produced
 
 
 async def answered() -> tuple[Produced, PrefixCache]:

@@ -17,7 +17,7 @@ from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.model.paced_layout import paced_bytes
 from prfaas_lab.model.profile import find_profile
 from prfaas_lab.spec.load import load_scenario
-from prfaas_lab.spec.scenario import Resolved
+from prfaas_lab.spec.scenario import Fixed, Resolved
 from prfaas_lab.workload.traces import read_mooncake, trace_requests
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +153,24 @@ def test_chats_are_answered_sooner_with_caches_and_copies_cross_the_link(tmp_pat
     payload = sum(row["received_bytes"] for row in rows if row["offloaded"])
     carried = with_cache["links"]["wan"]["bytes"]
     assert carried == pytest.approx((payload + with_cache["cache"]["copied_bytes"]) / 0.956, rel=1e-5)
+
+
+def test_the_next_turn_resumes_inside_the_answer_that_decode_handed_over(tmp_path: Path) -> None:
+    resolved = load_scenario(ROOT / "scenarios" / "multi-turn.yaml")
+    workload = resolved.scenario.workload.model_copy(update={"output": Fixed(kind="fixed", tokens=200)})
+    longer = resolved.scenario.model_copy(update={"workload": workload})
+    kept = simulate(resolved.model_copy(update={"scenario": longer}))
+    assert kept["cache"]["answers"] > 10
+    assert kept["cache"]["decoded_tokens"] > 0
+    sites = {
+        name: site.model_copy(update={"cache": site.cache.model_copy(update={"answers": "drop"})})
+        for name, site in resolved.topology.datacenters.items()
+        if site.cache is not None
+    }
+    dropping = resolved.topology.model_copy(update={"datacenters": sites})
+    dropped = simulate(resolved.model_copy(update={"scenario": longer, "topology": dropping}))
+    assert (dropped["cache"]["answers"], dropped["cache"]["decoded_tokens"]) == (0, 0)
+    assert dropped["cache"]["cached_tokens"] < kept["cache"]["cached_tokens"]
 
 
 def test_without_caches_a_trace_costs_no_more_than_its_lengths(tmp_path: Path) -> None:
