@@ -55,3 +55,36 @@ def test_a_deadlock_is_an_error_that_names_who_waits() -> None:
 
     with pytest.raises(Deadlock, match="the one that waits"):
         run_virtual(stuck())
+
+
+def test_timers_of_one_instant_fire_in_the_order_they_were_made() -> None:
+    async def race() -> list[int]:
+        woken: list[int] = []
+        for number in range(20):
+            asyncio.get_running_loop().call_at(1.0, woken.append, number)
+        await asyncio.sleep(2)
+        return woken
+
+    assert run_virtual(race()) == list(range(20))
+
+
+def test_a_timer_that_was_cancelled_never_fires_and_does_not_pile_up() -> None:
+    async def cancel() -> tuple[list[int], int]:
+        loop, woken = asyncio.get_running_loop(), []
+        for number in range(10_000):
+            loop.call_later(1e6, woken.append, number).cancel()
+            await asyncio.sleep(0.001)
+        return woken, len(loop._timers)  # type: ignore[attr-defined]
+
+    woken, timers = run_virtual(cancel())
+    assert not woken
+    assert timers < 1000
+
+
+def test_a_callback_that_raises_ends_the_run() -> None:
+    async def wait() -> None:
+        asyncio.get_running_loop().call_later(1, [].pop)
+        await asyncio.sleep(10)
+
+    with pytest.raises(IndexError):
+        run_virtual(wait())
