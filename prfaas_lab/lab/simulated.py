@@ -74,19 +74,24 @@ class SimulatedPrefill:
         first = max(cached_tokens, held_tokens)
         if not before or (before == cached_tokens == held_tokens):
             return [(seconds, size)]
-        whole_s, share = self._prefill_s(tokens, cached_tokens), self._model.token_bytes
-
-        def done_s(boundary: int) -> float:
-            if boundary == cached_tokens:
-                return 0.0
-            return seconds * min(1.0, self._prefill_s(boundary, cached_tokens) / whole_s)
-
-        ready, early = share * max(0, cached_tokens - held_tokens), share * (before - first)
+        early, early_s = (
+            self._model.token_bytes * (before - first),
+            self._done_s(before, seconds, cached_tokens),
+        )
+        if not first:
+            return [(early_s, early), (seconds - early_s, size - early)]
+        ready = self._model.token_bytes * max(0, cached_tokens - held_tokens)
+        first_s = self._done_s(first, seconds, cached_tokens)
         made = [
-            (0.0, ready), (done_s(first), 0), (done_s(before) - done_s(first), early),
-            (seconds - done_s(before), size - ready - early),
+            (0.0, ready), (first_s, 0), (early_s - first_s, early), (seconds - early_s, size - ready - early),
         ]  # fmt: skip
         return [(piece_s, piece) for piece_s, piece in made if piece_s or piece]
+
+    def _done_s(self, boundary: int, seconds: float, cached_tokens: int) -> float:
+        """When the tokens before a boundary are computed, in a prefill of so many seconds."""
+        if boundary == cached_tokens:
+            return 0.0
+        return min(seconds, self._prefill_s(boundary, cached_tokens))
 
 
 class _Prefilling:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -131,7 +132,7 @@ def _mooncake_rows(path: Path) -> Iterator[TraceRow]:
             raise TraceError("not a JSON object", where=where)
         prompt = _count(row, "input_length", where, least=1)
         ids = row.get("hash_ids", [])
-        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        if not isinstance(ids, list) or not {int}.issuperset(map(type, ids)):
             raise TraceError("hash_ids is not a list of integers", where=where)
         blocks = -(-prompt // TRACE_BLOCK_TOKENS)
         if ids and len(ids) != blocks:
@@ -201,7 +202,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _number(row: dict[str, Any], key: str, where: str) -> float:
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TraceError(f"{key} is {value!r}, not a number", where=where)
     return float(value)
 
