@@ -54,14 +54,21 @@ _ROWS = {
     "computed_tokens": "  to be computed",
     "hit_rate_tokens": "  share found",
     "held_bytes": "KVCache not sent again",
-    "memory_bytes": "held at the end",
+    "memory_bytes": "held at the end, in memory",
+    "disk_bytes": "  on disk",
     "blocks": "  blocks",
     "snapshots": "  snapshots",
     "snapshots_made": "snapshots made",
     "snapshot_efficiency": "  ever resumed from",
     "evicted_blocks": "evicted blocks",
     "evicted_snapshots": "evicted snapshots",
+    "spilled": "spilled to disk",
+    "reloaded": "  read back",
+    "disk_hit_tokens": "  tokens found thanks to it",
     "damaged": "damaged",
+    "transfers_made": "transfer-cache entries",
+    "transfer_peak_bytes": "  most at a time",
+    "transfers_refused": "  found no room",
 }
 
 

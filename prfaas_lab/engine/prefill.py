@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
-from prfaas_lab.engine.prefix_cache import Computed, Found, PrefixCache, Segment
+from prfaas_lab.engine.kept import Segment
+from prfaas_lab.engine.prefix_cache import Computed, Found, PrefixCache
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Prompt
@@ -131,7 +132,8 @@ class PrefillEngine:
                 job.prompt, emit, sampling=job.sampling, arrived_at=arrived_at
             )
             return None, None, first_token
-        found = self.cache.load(job.blocks)
+        async with self.cache.at_hand(job.blocks):
+            found = self.cache.load(job.blocks)
         wanted = self.cache.snapshots_for(job.blocks)
         cached_tokens = 0 if found is None else found.cached_tokens
         computed = Computed(self._executor.layout, len(job.prompt), cached_tokens, emit)

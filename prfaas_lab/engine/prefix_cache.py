@@ -6,42 +6,21 @@ out. A block holds the growing segments of one prefill chunk, a snapshot the sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-import xxhash
-
 from prfaas_lab.engine.executor import Emit
+from prfaas_lab.engine.kept import Kept, Segment
+from prfaas_lab.engine.spill import SpillTier
 from prfaas_lab.errors import EngineError
-from prfaas_lab.kvcache import CacheError, Geometry, Pool, Prompt, Transfer
+from prfaas_lab.kvcache import CacheError, Geometry, Pool, Prompt, Tier, Transfer
 from prfaas_lab.kvcache.eviction import DEFAULT_EVICTION
 from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS
 from prfaas_lab.model.buffers import IncomingCache, Produced, SegmentRefused, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
 
-Segment = tuple[SegmentKey, memoryview]
 _KINDS = ("growing", "state")
-
-
-class Kept:
-    """The payload of a block or a snapshot, and a checksum of what it was when it was taken in."""
-
-    __slots__ = ("_digest", "decoded", "segments")
-
-    def __init__(self, segments: Sequence[Segment], *, decoded: bool = False) -> None:
-        """`decoded`: computed by a decode engine, at least in part."""
-        self.segments, self.decoded = tuple(segments), decoded
-        self._digest = self._checksum()
-
-    @property
-    def intact(self) -> bool:
-        return self._checksum() == self._digest
-
-    def _checksum(self) -> int:
-        digest = xxhash.xxh3_64()
-        for _, segment in self.segments:
-            digest.update(segment)
-        return digest.intdigest()
 
 
 def pool_of(
@@ -52,14 +31,17 @@ def pool_of(
     snapshots: str = DEFAULT_SNAPSHOTS,
     snapshot_every: int | None = None,
     eviction: str = DEFAULT_EVICTION,
+    spill: Tier | None = None,
 ) -> Pool:
-    """An engine's pool, real or simulated. Without snapshots, where it need not resume."""
+    """An engine's pool, real or simulated, and its second tier. Without snapshots, where it need not
+    resume."""
     return Pool(
         geometry if resumable else replace(geometry, snapshot_bytes=0),
         budget_bytes,
         snapshots=snapshots,
         snapshot_every_tokens=snapshot_every,
         eviction=eviction,
+        spill=spill,
     )
 
 
@@ -83,9 +65,10 @@ class PrefixCache:
     tokens whose KVCache need not be sent to it again.
     """
 
-    def __init__(self, layout: CacheLayout, pool: Pool) -> None:
+    def __init__(self, layout: CacheLayout, pool: Pool, spill: SpillTier | None = None) -> None:
+        """`spill`: the pool's second tier."""
         assert pool.geometry.block_tokens == layout.chunk_tokens, "a block is one chunk"
-        self.layout, self.pool = layout, pool
+        self.layout, self.pool, self._spill = layout, pool, spill
 
     @classmethod
     def of(
@@ -97,6 +80,7 @@ class PrefixCache:
         snapshots: str = DEFAULT_SNAPSHOTS,
         snapshot_every: int | None = None,
         eviction: str = DEFAULT_EVICTION,
+        spill: SpillTier | None = None,
     ) -> PrefixCache:
         """A pool of so many bytes, with snapshots to resume from or without. `snapshots` and `eviction`
         name policies of the pool."""
@@ -107,8 +91,26 @@ class PrefixCache:
             snapshots=snapshots,
             snapshot_every=snapshot_every,
             eviction=eviction,
+            spill=spill,
         )
-        return cls(layout, pool)
+        return cls(layout, pool, spill)
+
+    def close(self) -> None:
+        """Give back memory and files."""
+        self.pool.close()
+
+    @asynccontextmanager
+    async def at_hand(self, prompt: Prompt) -> AsyncIterator[None]:
+        """Within, a lookup of `prompt` need not wait for the disk."""
+        keys = self.pool.on_disk(prompt) if self._spill else ()
+        if self._spill is None or not keys:
+            yield
+            return
+        await self._spill.read_ahead(keys)
+        try:
+            yield
+        finally:
+            self._spill.let_go(keys)
 
     def load(self, prompt: Prompt) -> Found | None:
         """The longest prefix of `prompt` that can be resumed from, complete; None when nothing is held."""

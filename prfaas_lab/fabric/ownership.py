@@ -55,6 +55,7 @@ class Ownership:
         self.directory = (root or journal_root()) / run_id
         _make_directory(self.directory)
         self._journal = (self.directory / _JOURNAL).open("a", buffering=1)
+        self._claimed: set[Path] = set()
 
     def claim_namespace(self, name: str) -> str:
         """Write down a network namespace that is about to be made."""
@@ -77,6 +78,15 @@ class Ownership:
         """A directory for this run's Unix sockets, short enough for their 108 bytes."""
         path = self.directory / "s"
         path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    @property
+    def spill(self) -> Path:
+        """A directory of this run on a disk, for what its prefix caches spill; claimed, and made by whoever
+        writes there first. Not `/tmp`, which may be memory."""
+        path = Path(os.environ.get("TMPDIR", "/var/tmp")) / f"prfaas-lab-{self.run_id}"
+        if path not in self._claimed:
+            self._claimed.add(self.claim_directory(path))
         return path
 
     def release(self) -> list[str]:

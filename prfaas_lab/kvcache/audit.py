@@ -19,6 +19,7 @@ def audit(index: Index, space: Space) -> None:
         owned += sum(space.loose.values()) if number == MEMORY else 0
         assert owned == tier.used_bytes
         assert space.free_bytes(number) >= 0
+    assert sum(space.loose.values()) == space.loose_bytes <= space.loose_peak_bytes
     pinned = sum(item.size_bytes for item in items if item.pins) + sum(space.loose.values())
     assert pinned == space.pinned_bytes <= space.tiers[MEMORY].budget_bytes
     for item in items:

@@ -78,10 +78,13 @@ class Index:
             node = child
         return path
 
-    def usable(self, path: list[Node], limit: int) -> int:
-        """The longest boundary of `path`, in blocks and at most `limit`, that can be resumed from."""
+    def usable(self, path: list[Node], limit: int, *, tier: int = 1) -> int:
+        """The longest boundary of `path`, in blocks and at most `limit`, that can be resumed from, with
+        nothing from beyond `tier`."""
         for depth in range(min(len(path), limit), 0, -1):
-            if not self._needs_snapshot or path[depth - 1].snapshot is not None:
+            node = path[depth - 1]
+            last = node.snapshot if self._needs_snapshot else node.kv
+            if last is not None and max(last.tier, node.kv.tier) <= tier:
                 return depth
         return 0
 

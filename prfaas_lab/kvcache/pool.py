@@ -78,6 +78,12 @@ class Pool:
         chosen = self._snapshot_policy(progress)
         return tuple(b * self.geometry.block_tokens for b in sorted(chosen) if hit < b <= end)
 
+    def on_disk(self, prompt: Prompt) -> tuple[int, ...]:
+        """What `acquire` would have to read back: keys of the second tier. Changes nothing."""
+        path = self._walk(prompt)
+        items = self._needed(path[: self._index.usable(path, prompt.reusable_blocks)])
+        return tuple(item.serial for item in items if item.tier == DISK)
+
     def acquire(self, prompt: Prompt) -> Lease:
         """Pin the longest usable prefix of `prompt` and bring it into memory.
 
@@ -87,7 +93,9 @@ class Pool:
         limit = prompt.reusable_blocks
         while depth := self._index.usable(path := self._walk(prompt), limit):
             items = self._needed(path[:depth])
+            without_disk = self._index.usable(path, depth, tier=MEMORY)
             if self._hold(items):
+                self._counts["disk_hit_tokens"] += (depth - without_disk) * self.geometry.block_tokens
                 break
             limit = depth - 1
         else:
@@ -135,6 +143,7 @@ class Pool:
         Raises CacheError when they do not fit beside what is pinned: send them without, or wait.
         """
         if not self._space.fits(size_bytes):
+            self._counts["transfers_refused"] += 1
             raise CacheError(
                 f"no room for a transfer of {format_size(size_bytes)}: "
                 f"{format_size(self._space.pinned_bytes)} of the cache are pinned",
@@ -142,6 +151,7 @@ class Pool:
             )
         serial = self._index.serial()
         self._space.place_loose(serial, payload, size_bytes)
+        self._counts["transfers_made"] += 1
         return Transfer(self._space, serial, payload, size_bytes)
 
     def close(self) -> None:
@@ -170,15 +180,20 @@ class Pool:
             disk_bytes=tiers[DISK].used_bytes if len(tiers) > 1 else 0,
             pinned_bytes=self._space.pinned_bytes,
             transfers=len(self._space.loose),
+            transfers_made=self._counts["transfers_made"],
+            transfers_refused=self._counts["transfers_refused"],
+            transfer_peak_bytes=self._space.loose_peak_bytes,
             lookups=self._counts["lookups"],
             hits=self._counts["hits"],
             prompt_tokens=self._counts["prompt_tokens"],
             hit_tokens=self._counts["hit_tokens"],
+            disk_hit_tokens=self._counts["disk_hit_tokens"],
             snapshots_made=self._counts["snapshots_made"],
             snapshots_reused=self._counts["snapshots_reused"],
             evicted_blocks=gone.evicted_blocks,
             evicted_snapshots=gone.evicted_snapshots,
             spilled=gone.spilled,
+            reloaded=gone.reloaded,
             damaged=gone.damaged,
         )
 
@@ -195,7 +210,7 @@ class Pool:
     @staticmethod
     def _needed(path: list[Node]) -> tuple[Item, ...]:
         """What must lie in memory to resume at the end of `path`."""
-        snapshot = path[-1].snapshot
+        snapshot = path[-1].snapshot if path else None
         blocks = tuple(node.kv for node in path)
         return blocks if snapshot is None else (*blocks, snapshot)
 

@@ -20,9 +20,10 @@ MEMORY, DISK = 0, 1
 
 @dataclass(slots=True)
 class Departures:
-    """Counters of what left: from memory to disk, and for good."""
+    """Counters of what left, from memory to disk and for good, and of what came back."""
 
     spilled: int = 0
+    reloaded: int = 0
     evicted_blocks: int = 0
     evicted_snapshots: int = 0
     damaged: int = 0
@@ -39,6 +40,7 @@ class Space:
         self.queues = tuple(EvictionQueue() for _ in self.tiers)
         self.pinned_bytes = 0
         self.loose: dict[int, int] = {}  # serial -> bytes of transfers in transit
+        self.loose_bytes = self.loose_peak_bytes = 0
         self.gone = Departures()
         self._tick = 0
 
@@ -90,11 +92,15 @@ class Space:
         self._make_room(size_bytes)
         self.tiers[MEMORY].put(serial, payload, size_bytes)
         self.loose[serial] = size_bytes
+        self.loose_bytes += size_bytes
+        self.loose_peak_bytes = max(self.loose_peak_bytes, self.loose_bytes)
         self.pinned_bytes += size_bytes
 
     def drop_loose(self, serial: int) -> None:
         self.tiers[MEMORY].drop(serial)
-        self.pinned_bytes -= self.loose.pop(serial)
+        size_bytes = self.loose.pop(serial)
+        self.loose_bytes -= size_bytes
+        self.pinned_bytes -= size_bytes
 
     def payload(self, item: Item) -> Payload:
         return self.tiers[item.tier].get(item.serial)
@@ -112,6 +118,7 @@ class Space:
             self.tiers[DISK].drop(item.serial)
             self.tiers[MEMORY].put(item.serial, payload, item.size_bytes)
             self._index.move(item, MEMORY)
+            self.gone.reloaded += 1
         return None
 
     def drop_damaged(self, item: Item) -> None:

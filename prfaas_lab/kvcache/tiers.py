@@ -64,8 +64,8 @@ class DirectoryTier:
 
     A file is a 16-byte xxh3-128 of the body, then the body: it catches damage, not malice (the
     directory is created private to the user). `encode` and `decode` turn a payload into bytes and
-    back; the default takes bytes. Calls block for the length of one file: an event loop should make
-    them in a thread.
+    back; the default takes bytes. Calls block for the length of one file: where an event loop must not
+    wait, `engine.spill` makes them in threads.
     """
 
     def __init__(
@@ -107,6 +107,9 @@ class DirectoryTier:
         if xxhash.xxh3_128_digest(body) != raw[:16]:
             raise CacheError("the bytes are damaged", where=str(self._file(key)))
         return self._decode(body)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._sizes
 
     def drop(self, key: int) -> None:
         self.used_bytes -= self._sizes.pop(key)

@@ -37,12 +37,19 @@ class PoolStats:
     hits: int
     prompt_tokens: int
     hit_tokens: int
+    disk_hit_tokens: int
+    """Of these, beyond what memory alone could have resumed from."""
     snapshots_made: int
     snapshots_reused: int
     evicted_blocks: int
     evicted_snapshots: int
     spilled: int
+    reloaded: int
     damaged: int
+    transfers_made: int
+    transfers_refused: int
+    """For want of room beside what was pinned."""
+    transfer_peak_bytes: int
 
     @property
     def hit_rate(self) -> float:

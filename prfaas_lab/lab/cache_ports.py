@@ -7,7 +7,8 @@ from dataclasses import asdict
 from aiohttp import web
 
 from prfaas_lab.engine.answers import Answers
-from prfaas_lab.engine.prefix_cache import PrefixCache, Segment
+from prfaas_lab.engine.kept import Segment
+from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.cache_news import news_of
@@ -53,7 +54,9 @@ class CachePorts:
         order = SendCopy.model_validate_json(await http.read())
         async with StageStream(http) as stages:
             if order.answer_of is None:
-                tokens, segments = self._cache.segments_beyond(order.blocks.prompt(), order.held_tokens)
+                prompt = order.blocks.prompt()
+                async with self._cache.at_hand(prompt):
+                    tokens, segments = self._cache.segments_beyond(prompt, order.held_tokens)
                 await self._out(order, tokens, segments, stages)
             else:
                 await self._send_answer(order, order.answer_of, stages)
@@ -71,7 +74,8 @@ class CachePorts:
                     where=request_id,
                 )
             self._cache.keep_produced(prompt, produced)
-            segments = self._cache.produced_beyond(prompt, order.held_tokens, produced)
+            async with self._cache.at_hand(prompt):
+                segments = self._cache.produced_beyond(prompt, order.held_tokens, produced)
             await self._out(order, produced.tokens, segments, stages)
         await stages.say("cache", **news_of(self._cache.pool, in_full=False))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.orders import CacheShare
 from prfaas_lab.lab.scheduler import convertible
 from prfaas_lab.spec.scenario import Resolved
 
 
-def cache_share(resolved: Resolved, datacenter: str) -> CacheShare | None:
+def cache_share(resolved: Resolved, datacenter: str, *, disk_path: Path | None = None) -> CacheShare | None:
     """An engine's equal share of its datacenter's prefix cache; sizes shrink by `scale`, as rates do.
+    `disk_path` is where a second tier's files may go.
 
     One that may change its role has a pool for each, of half its share, and hands no answers over.
     """
@@ -23,7 +26,13 @@ def cache_share(resolved: Resolved, datacenter: str) -> CacheShare | None:
     # What was received in a lossy form is not to be computed on again.
     hands_over = not scenario.transport.lossy and not convertible(resolved, datacenter)
     keeps_answers = hands_over and site.cache.answers == "keep"
-    return CacheShare(memory_bytes=memory_bytes, settings=site.cache, keeps_answers=keeps_answers)
+    return CacheShare(
+        memory_bytes=memory_bytes,
+        disk_bytes=int(site.cache.disk * scenario.scale / pools),
+        disk_path=str(disk_path) if disk_path else None,
+        settings=site.cache,
+        keeps_answers=keeps_answers,
+    )
 
 
 def keeps_prefixes(resolved: Resolved) -> bool:

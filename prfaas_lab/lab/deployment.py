@@ -244,7 +244,7 @@ class Foundation:
             path_rate_bps=longest.rate_bps if longest else None,
             path_rtt_s=longest.rtt_s if longest else None,
             corrupt=self.options.corrupt,
-            cache=cache_share(self.resolved, datacenter),
+            cache=cache_share(self.resolved, datacenter, disk_path=self.ownership.spill),
             pace=self.pacing.of(datacenter) if self.pacing else None,
             convertible=convertible(self.resolved, datacenter),
         )

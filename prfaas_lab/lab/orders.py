@@ -68,6 +68,9 @@ class CacheShare(Spec):
     """An engine's share of its datacenter's prefix cache."""
 
     memory_bytes: int
+    disk_bytes: int = 0
+    disk_path: str | None = None
+    """A directory of the run, in which engines make their own."""
     settings: PrefixCache
     """Of the datacenter; the sizes in it are not this engine's."""
     keeps_answers: bool = False

@@ -15,7 +15,7 @@ from prfaas_lab.engine.prefix_cache import pool_of
 from prfaas_lab.engine.sized_cache import SizedCache
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.timeline import Change, ShapeChange
-from prfaas_lab.kvcache import Geometry
+from prfaas_lab.kvcache import Geometry, MemoryTier
 from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeping_answers, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions, timeline_of
@@ -228,6 +228,7 @@ class _Run:
             snapshots=share.settings.snapshots,
             snapshot_every=share.settings.snapshot_every,
             eviction=share.settings.eviction,
+            spill=MemoryTier(share.disk_bytes) if share.disk_bytes else None,
         )
         cache = SizedCache(pool, state_bytes=self.pacing.model.state_bytes)
         hands_over = share.keeps_answers and not resumable

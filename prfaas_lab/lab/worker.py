@@ -16,6 +16,7 @@ import time
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import uvloop
@@ -27,6 +28,7 @@ from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.executor import Emit
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.spill import SpillTier
 from prfaas_lab.engine.stats import EngineStats
 from prfaas_lab.lab.cache_news import news_of
 from prfaas_lab.lab.cache_ports import CachePorts
@@ -130,6 +132,8 @@ class PrefillRole:
         self._receiver = receiver
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        if self._cache is not None:
+            stack.callback(self._cache.close)
         stack.push_async_callback(self._sender.close)
         await stack.enter_async_context(self._engine)
         return [
@@ -221,6 +225,8 @@ class DecodeRole:
         self._layout, self.receiver = executor.layout, _receiver(order, executor.layout)
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
+        if self._cache is not None:
+            stack.callback(self._cache.close)
         await stack.enter_async_context(self._engine)
         await self.receiver.start(self._order.host, self._order.port)
         stack.push_async_callback(self.receiver.close)
@@ -246,7 +252,10 @@ class DecodeRole:
             )
             try:
                 blocks = order.blocks.prompt() if self._cache and order.blocks else None
-                held_tokens = self._cache.fill(blocks, cache) if self._cache and blocks else 0
+                held_tokens = 0
+                if self._cache and blocks:
+                    async with self._cache.at_hand(blocks):
+                        held_tokens = self._cache.fill(blocks, cache)
                 landing = _Landing(cache)
                 incoming = self.receiver.expect(order.request_id, landing.destination)
                 try:
@@ -326,9 +335,14 @@ def _cache_of(order: EngineOrder, layout: CacheLayout, *, resumable: bool) -> Pr
     share = order.cache
     if share is None:
         return None
+    spill = None
+    if share.disk_bytes and share.disk_path:
+        path = Path(share.disk_path) / order.name / ("prefill" if resumable else "decode")
+        spill = SpillTier(path, share.disk_bytes)
     return PrefixCache.of(
         layout,
         share.memory_bytes,
+        spill=spill,
         resumable=resumable,
         snapshots=share.settings.snapshots,
         snapshot_every=share.settings.snapshot_every,

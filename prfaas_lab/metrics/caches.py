@@ -9,8 +9,9 @@ from typing import Any
 from prfaas_lab.metrics import events as ev
 
 _REUSE = ("requests", "hits", "cached_tokens", "decoded_tokens", "computed_tokens", "held_bytes")
-_POOL = ("blocks", "snapshots", "memory_bytes", "disk_bytes", "snapshots_made", "snapshots_reused",
-         "evicted_blocks", "evicted_snapshots", "spilled", "damaged")  # fmt: skip
+_POOL = ("blocks", "snapshots", "memory_bytes", "disk_bytes", "disk_hit_tokens", "snapshots_made",
+         "snapshots_reused", "evicted_blocks", "evicted_snapshots", "spilled", "reloaded", "damaged",
+         "transfers_made", "transfers_refused", "transfer_peak_bytes")  # fmt: skip
 
 
 class Caches:

@@ -258,7 +258,8 @@ class ShaperSampled(Event, frozen=True, kw_only=True):
 
 CACHE_COUNTS = (
     "blocks", "snapshots", "memory_bytes", "disk_bytes", "lookups", "hits", "prompt_tokens", "hit_tokens",
-    "snapshots_made", "snapshots_reused", "evicted_blocks", "evicted_snapshots", "spilled", "damaged",
+    "disk_hit_tokens", "snapshots_made", "snapshots_reused", "evicted_blocks", "evicted_snapshots", "spilled",
+    "reloaded", "damaged", "transfers_made", "transfers_refused", "transfer_peak_bytes",
 )  # fmt: skip
 """The fields of CacheSampled that a pool counts."""
 
@@ -275,12 +276,17 @@ class CacheSampled(Event, frozen=True, kw_only=True):
     hits: int
     prompt_tokens: int
     hit_tokens: int
+    disk_hit_tokens: int
     snapshots_made: int
     snapshots_reused: int
     evicted_blocks: int
     evicted_snapshots: int
     spilled: int
+    reloaded: int
     damaged: int
+    transfers_made: int
+    transfers_refused: int
+    transfer_peak_bytes: int
 
 
 class CacheCopied(Event, frozen=True, kw_only=True):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel
 
 from prfaas_lab.engine.executor import Emit
+from prfaas_lab.engine.kept import Kept
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
-from prfaas_lab.engine.prefix_cache import Kept, PrefixCache
+from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.spill import SpillTier
 from prfaas_lab.engine.torch_executor import TorchPrefill
 from prfaas_lab.kvcache import Prompt, hash_prompt
 from prfaas_lab.model.buffers import IncomingCache, SegmentRefused
@@ -183,3 +186,29 @@ def test_a_copy_of_the_wrong_shape_is_refused(qwen: PreTrainedModel) -> None:
     for key, nbytes in ((fits, size + 1), (SegmentKey(99, 0, 0), size), (SegmentKey(0, 0, 3), size)):
         with pytest.raises(SegmentRefused):
             cache.room_for(named(SYSTEM), key, nbytes)
+
+
+async def test_a_prefix_that_was_spilled_is_as_good_as_one_in_memory(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    layout = layout_of(model, CHUNK)
+    room_for_one = layout.request_bytes(6 * CHUNK) + layout.state_bytes
+    cache = PrefixCache.of(
+        layout, room_for_one, resumable=True, spill=SpillTier(tmp_path / "kv", 10 * room_for_one)
+    )
+    executor = TorchPrefill(model, layout)
+    one, other = prompt(0, 3 * CHUNK), prompt(1, 3 * CHUNK)[CHUNK:]
+    async with PrefillEngine(executor, max_queue=8, clock=time.monotonic, cache=cache) as prefill:
+        whole, reused = Received(), Received()
+        await run(prefill, one, whole.emit, reuse=False)
+        for tokens in (one, other):
+            await run(prefill, tokens, Received().emit)
+        assert cache.pool.on_disk(named(one))
+        found = await run(prefill, one, reused.emit)
+        stats = cache.pool.stats()
+        assert found.cached_tokens == (len(one) - 1) // CHUNK * CHUNK
+        assert (stats.damaged, stats.disk_hit_tokens > 0, stats.reloaded > 0) == (0, True, True)
+        assert reused == whole
+    cache.pool.check()
+    cache.close()
+    assert not (tmp_path / "kv").exists()
