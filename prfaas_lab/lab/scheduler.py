@@ -150,6 +150,7 @@ class Scheduler:
                 margin=settings.margin,
                 cost_s=settings.conversion,
                 period_s=settings.long,
+                requests=len(self._seen),
             )
             self._follow(decision)
             if decision.convert:

@@ -8,6 +8,7 @@ its gain must exceed `margin` and outweigh the instance's absence while it conve
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,11 +32,14 @@ class Decision:
 
 
 def replan(
-    setting: Setting, n_p: int, threshold_tokens: float, *, margin: float, cost_s: float, period_s: float
-) -> Decision:
+    setting: Setting, n_p: int, threshold_tokens: float,
+    *, margin: float, cost_s: float, period_s: float, requests: int | None = None,
+) -> Decision:  # fmt: skip
     """For one local site, planned for `threshold_tokens` until now. `cost_s` is how long a conversion takes
     an instance away, of `period_s` until the next decision: a gain has to make up for it. With the same
-    roles the threshold stays, unless another gains more than `margin`."""
+    roles the threshold stays, unless another gains more than `margin` and than the `requests` that the
+    lengths are taken from explain by chance (None: the lengths are the law)."""
+    chance = 1 / math.sqrt(requests) if requests else 0.0
     (site,) = setting.fleet.local
     cuts = np.append(lengths.thresholds(setting.lengths, digits=2), threshold_tokens)
     roles = [{site.name: count} for count in range(1, site.instances)]
@@ -48,8 +52,8 @@ def replan(
     worth = step != 0 and there > here * (1 + margin + price)
     row = now + step if worth else now
     column = int(np.lexsort((-table.prefill_rate[row], -table.rate[row]))[0])
-    if not worth and table.prefill_rate[row, column] < table.prefill_rate[row, -1] * (1 + margin):
-        column = -1  # what a window's chance mix would gain is not worth a move
+    if not worth and table.prefill_rate[row, column] < table.prefill_rate[row, -1] * (1 + margin + chance):
+        column = -1
     bound = "prefill" if step > 0 else "decode" if step < 0 else "balanced"
     reason = (
         f"{bound}-bound: {here:.3g} req/s at N_p {n_p}, {there:.3g} at {n_p + step}, best {best + 1}"

@@ -49,3 +49,11 @@ def test_a_conversion_that_costs_more_than_it_gains_is_left() -> None:
 def test_a_narrower_way_raises_the_threshold() -> None:
     wide, narrow = (replan(with_rate(CASE, rate), 3, 19_400, **COSTS) for rate in (100e9, 6e9))
     assert narrow.threshold_tokens > 1.2 * wide.threshold_tokens
+
+
+def test_a_threshold_that_chance_explains_is_left() -> None:
+    longer = replace(CASE, prompts=law_of(CASE_PROMPT.model_copy(update={"mu": CASE_PROMPT.mu + 0.2})))
+    costs = COSTS | {"cost_s": 600.0}  # no conversion
+    law, sample = (replan(longer, 3, 19_400, **costs, requests=n) for n in (None, 100))
+    assert law.threshold_tokens > 1.1 * 19_400
+    assert sample.threshold_tokens == 19_400
