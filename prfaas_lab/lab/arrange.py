@@ -14,7 +14,6 @@ from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.fleet import fleet_of
 from prfaas_lab.planner.search import deploy
 from prfaas_lab.planner.setting import Setting
-from prfaas_lab.router import Plan
 from prfaas_lab.spec.scenario import Policy, Resolved, Scenario
 from prfaas_lab.spec.topology import Engines, Topology
 from prfaas_lab.workload.generate import generate
@@ -58,11 +57,6 @@ def arrange(resolved: Resolved, policy: str) -> Arranged:
         options["share"] = deployment.p
     predicted = deployment if planned else None
     return Arranged(resolved=_with(resolved, topology, **options), predicted=predicted)
-
-
-def plan_of(policy: Policy) -> Plan:
-    """What a run starts with."""
-    return Plan(threshold_tokens=policy.threshold, offload_share=policy.share)
 
 
 def deployed(topology: Topology, deployment: Deployment) -> Topology:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.orders import CacheShare
-from prfaas_lab.lab.scheduler import convertible
+from prfaas_lab.lab.starting import convertible
 from prfaas_lab.spec.scenario import Resolved
 
 

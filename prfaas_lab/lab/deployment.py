@@ -23,7 +23,6 @@ from prfaas_lab.fabric.measure import judge, measure
 from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.plan import DATA_PORT
-from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeping_answers, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions
 from prfaas_lab.lab.control_client import ControlClient
@@ -36,8 +35,8 @@ from prfaas_lab.lab.pacing import Pacing, costs_of, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
 from prfaas_lab.lab.processes import Processes, last_words
 from prfaas_lab.lab.replication import replicate
-from prfaas_lab.lab.scheduler import convertible
 from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.starting import convertible, plan_of
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine, watch_shaper
 from prfaas_lab.lab.watch_paths import watch_paths

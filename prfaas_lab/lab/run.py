@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from prfaas_lab.lab.deployment import Deployment, Options
 from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.meanwhile import meanwhile
-from prfaas_lab.lab.scheduler import scheduler_for
 from prfaas_lab.lab.session import Outcome, Screen, run_session
+from prfaas_lab.lab.starting import scheduler_for
 from prfaas_lab.lab.verify import Answer, chosen, verify
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 
 from prfaas_lab.lab.engines import Engine
-from prfaas_lab.lab.pacing import costs_of
 from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.starting import convertible
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.planner.egress import Reading, Way, look
@@ -34,11 +34,6 @@ _WORTH_TELLING = 0.1
 """A threshold that moved by less than this share since it was last told of is not told of."""
 _SMOOTHING = 0.1
 """Of the rates that the long-term loop reckons with: over about ten short-term ticks."""
-
-_KEPT = (
-    "roles and the planned threshold stay: the long-term loop needs exactly one local datacenter, "
-    "and profiles of what runs (paced engines, or hardware: FILE of prfaas-lab calibrate everywhere)"
-)
 
 
 class Scheduler:
@@ -243,23 +238,3 @@ def _reading(path: PathView) -> Reading:
         measured_bps=path.available_bps,
         backlogged=path.backlogged or path.congested,
     )
-
-
-def convertible(resolved: Resolved, datacenter: str) -> bool:
-    """Whether engines of a datacenter may have to change their role, so that they must have both."""
-    scenario, topology = resolved.scenario, resolved.topology
-    adapts = scenario.policy.name == "prfaas" and scenario.scheduler.convert and bool(topology.prfaas)
-    return adapts and topology.local == (datacenter,) and costs_of(resolved) is not None
-
-
-def scheduler_for(
-    resolved: Resolved, service: Service, engines: Mapping[str, Engine], ledger: Ledger
-) -> Scheduler | None:
-    """The loops of a run: only the `prfaas` policy has them. Says so when instances will keep their roles
-    though they were asked to change them."""
-    scenario, topology = resolved.scenario, resolved.topology
-    if scenario.policy.name != "prfaas" or not topology.prfaas:
-        return None
-    if scenario.scheduler.convert and not convertible(resolved, topology.local[0]):
-        ledger.record(ev.Noted(at_s=ledger.now(), level="info", text=_KEPT))
-    return Scheduler(resolved, service, engines, ledger)

@@ -16,7 +16,6 @@ from prfaas_lab.engine.sized_cache import SizedCache
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.timeline import Change, ShapeChange
 from prfaas_lab.kvcache import Geometry, MemoryTier
-from prfaas_lab.lab.arrange import plan_of
 from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeping_answers, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions, timeline_of
 from prfaas_lab.lab.drive import Driver
@@ -27,12 +26,12 @@ from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.pacing import Pacing
 from prfaas_lab.lab.replication import replicate
 from prfaas_lab.lab.results import results_in
-from prfaas_lab.lab.scheduler import convertible, scheduler_for
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.simulated import Landings, SimulatedDecode, SimulatedPair, SimulatedPrefill
 from prfaas_lab.lab.simulated_cache import CopyLandings, SimulatedCache
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
 from prfaas_lab.lab.simulated_paths import SimulatedPaths
+from prfaas_lab.lab.starting import convertible, plan_of, scheduler_for
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.lab.watch import read_links, sample_engines

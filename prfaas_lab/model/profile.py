@@ -7,6 +7,7 @@ source and whether it was published or derived.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -26,6 +27,7 @@ from prfaas_lab.spec.topology import Spec
 from prfaas_lab.spec.yaml_text import parse_document
 
 Floats = npt.NDArray[np.float64]
+_HARDWARE = re.compile(r"^hardware: (\S+)$", re.MULTILINE)
 
 
 class Curve(Spec):
@@ -164,11 +166,26 @@ def read_profile(text: str, where: str) -> Profile:
 
 
 @cache
-def shipped_profiles() -> dict[str, Profile]:
-    """Every shipped profile by its hardware name, in alphabetical order."""
-    files = (f for f in resources.files("prfaas_lab.model").joinpath("profiles").iterdir())
-    found = [read_profile(f.read_text("utf-8"), f.name) for f in files if f.name.endswith(".yaml")]
-    return {profile.hardware: profile for profile in sorted(found, key=lambda p: p.hardware)}
+def shipped_hardware() -> tuple[str, ...]:
+    """The name of every shipped profile's hardware, in alphabetical order."""
+    return tuple(sorted(_shipped_texts()))
+
+
+@cache
+def _shipped(hardware: str) -> Profile:
+    name, text = _shipped_texts()[hardware]
+    return read_profile(text, name)
+
+
+@cache
+def _shipped_texts() -> dict[str, tuple[str, str]]:
+    """File name and text by hardware. Only the one that is asked for is read as YAML: that takes a while."""
+    files = resources.files("prfaas_lab.model").joinpath("profiles").iterdir()
+    texts = {file.name: file.read_text("utf-8") for file in files if file.name.endswith(".yaml")}
+    found = (
+        (re.search(r"^hardware: (\S+)$", text, re.MULTILINE), name, text) for name, text in texts.items()
+    )
+    return {match[1]: (name, text) for match, name, text in found if match}
 
 
 def find_profile(hardware: str, *, folder: Path | None = None) -> Profile:
@@ -181,13 +198,13 @@ def find_profile(hardware: str, *, folder: Path | None = None) -> Profile:
         if not path.is_file():
             raise SpecError([f"{path}: no such profile (write a shipped name, or a path that exists)"])
         return read_profile(path.read_text("utf-8"), str(path))
-    if hardware not in shipped_profiles():
+    if hardware not in shipped_hardware():
         raise SpecError([f"no profile for hardware {hardware!r} ({_suggestion(hardware)})"])
-    return shipped_profiles()[hardware]
+    return _shipped(hardware)
 
 
 def _suggestion(hardware: str) -> str:
-    known = {name.lower(): name for name in shipped_profiles()}
+    known = {name.lower(): name for name in shipped_hardware()}
     near = get_close_matches(hardware.lower(), known, n=1)
     return f"did you mean {known[near[0]]!r}?" if near else f"have: {', '.join(known.values())}"
 

@@ -37,7 +37,7 @@ class Misfit(ValueError):
 class Spec(BaseModel):
     """The base of everything read from a file: frozen, and no unknown key is let through."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_unset(

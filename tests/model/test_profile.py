@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas_lab.errors import LabError, SpecError
-from prfaas_lab.model.profile import PrefillCurve, Profile, find_profile, read_profile, shipped_profiles
+from prfaas_lab.model import profile as profile_module
+from prfaas_lab.model.profile import PrefillCurve, find_profile, read_profile, shipped_hardware
 
 MIB = 2**20
 GOOD = """
@@ -113,8 +115,15 @@ def test_hardware_that_never_decoded_says_so():
         _ = find_profile("8xH200").bs_max
 
 
-@pytest.mark.parametrize("profile", shipped_profiles().values(), ids=shipped_profiles())
-def test_a_shipped_profile_names_the_source_of_every_curve(profile: Profile):
+def test_every_shipped_file_is_found_by_its_hardware():
+    files = list(Path(profile_module.__file__).with_name("profiles").glob("*.yaml"))
+    assert len(shipped_hardware()) == len(files) > 0
+    assert [find_profile(name).hardware for name in shipped_hardware()] == list(shipped_hardware())
+
+
+@pytest.mark.parametrize("hardware", shipped_hardware())
+def test_a_shipped_profile_names_the_source_of_every_curve(hardware: str):
+    profile = find_profile(hardware)
     for curve in (profile.prefill, profile.kvcache):
         assert "2604.15039" in curve.source or "measured" in curve.source or curve.derived
 
