@@ -1,6 +1,7 @@
 """Measure the prefix cache pool on a Mooncake trace: policies by budget, and how fast it answers.
 
     scripts/bench kvcache /work/shared/data/mooncake_conversation_trace.jsonl
+    scripts/bench kvcache chat        # or tree: sessions as a scenario's, with made-up answers
 
 Only decisions are made: no model, no payload. Blocks of 512 tokens are scaled to 16 for hashing and
 weigh what they weigh in the chosen model. Rates are of process CPU time, so that a busy machine does
@@ -10,15 +11,23 @@ not spoil them.
 from __future__ import annotations
 
 import argparse
+import heapq
 import resource
 import time
+from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from prfaas_lab.kvcache.blocks import Geometry, Prompt, hash_prompt
 from prfaas_lab.kvcache.eviction import EVICTION_POLICIES
 from prfaas_lab.kvcache.pool import Pool
 from prfaas_lab.kvcache.snapshots import SNAPSHOT_POLICIES
+from prfaas_lab.spec.workload import AgentTree, Chat, Fixed, LogNormal, Poisson, Workload
+from prfaas_lab.workload.generate import generate
+from prfaas_lab.workload.request import Request
 from prfaas_lab.workload.traces import TRACE_BLOCK_TOKENS, TraceScale, read_mooncake, trace_requests
 
 MIB, GIB = 2**20, 2**30
@@ -33,7 +42,7 @@ MODELS = {
 def main() -> None:
     """Print the tables, one row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trace", type=Path)
+    parser.add_argument("trace", type=Path, help="a trace in Mooncake's format, or chat, or tree")
     parser.add_argument("--requests", type=int, default=None, help="only the first so many")
     parser.add_argument("--model", choices=MODELS, default="paper-1t")
     parser.add_argument("--budget-gib", type=float, nargs="+", default=[50, 100, 200, 400, 800, 1600])
@@ -59,9 +68,12 @@ def main() -> None:
 def load(trace: Path, count: int | None) -> list[Prompt]:
     """Read, make up tokens, and hash; tells how long each takes."""
     start = time.process_time()
-    scale = TraceScale(block_tokens=WIDTH)
-    rows = islice(read_mooncake(trace), count)
-    requests = list(trace_requests(rows, seed=1, vocabulary=2**16, scale=scale))
+    if str(trace) in ("chat", "tree"):
+        requests = list(islice(sessions(str(trace)), count or 6000))
+    else:
+        scale = TraceScale(block_tokens=WIDTH)
+        rows = islice(read_mooncake(trace), count)
+        requests = list(trace_requests(rows, seed=1, vocabulary=2**16, scale=scale))
     read = time.process_time()
     prompts = [hash_prompt(r.prompt, block_tokens=WIDTH, namespace=b"bench") for r in requests]
     hashed = time.process_time()
@@ -71,6 +83,37 @@ def load(trace: Path, count: int | None) -> list[Prompt]:
         f"read {len(prompts) / (read - start):.0f} requests/s, hashed {blocks / (hashed - read):.0f} blocks/s"
     )
     return prompts
+
+
+def sessions(kind: str) -> Iterator[Request]:
+    """Sessions of about eight requests in the order in which their turns come, 30 s apart in the mean; the
+    lengths are the conversation trace's, in tokens scaled as its blocks are."""
+    shared: dict[str, Any] = {
+        "think": 30.0, "systems": 4, "system": Fixed(kind="fixed", tokens=4 * WIDTH), "context": 2**17,
+    }  # fmt: skip
+    chat = Chat(kind="chat", turns=12, least_turns=4, **shared)
+    tree = AgentTree(kind="tree", depth=4, branches=2, **shared)
+    workload = Workload(
+        requests=10**6,
+        arrivals=Poisson(kind="poisson", rate=0.4),
+        prompt=LogNormal(kind="lognormal", mu=4.0, sigma=1.0, min=4, max=1024),
+        output=Fixed(kind="fixed", tokens=11),
+        sessions=chat if kind == "chat" else tree,
+    )
+    draw = np.random.default_rng(1)
+    due = generate(workload, seed=1, vocab_size=2**16, duration_s=1e9)
+    upcoming = next(due)
+    later: list[tuple[float, str, Request]] = []
+    while True:
+        assert upcoming.arrival_s is not None
+        if later and later[0][0] < upcoming.arrival_s:
+            at, _, request = heapq.heappop(later)
+        else:
+            at, request, upcoming = upcoming.arrival_s, upcoming, next(due)
+        yield request
+        answer = tuple(int(token) for token in draw.integers(2**16, size=request.output_tokens))
+        for follow_up in request.follow_ups:
+            heapq.heappush(later, (at + follow_up.think_s, follow_up.id, follow_up.after(request, answer)))
 
 
 def replay(pool: Pool, prompts: list[Prompt]) -> float:
