@@ -48,12 +48,16 @@ class KVCacheManager:
             else self.held_tokens(prompt, engine)
             for engine in self._engines.values()
         }
-        best = self.directory.match(prompt)
+        best: dict[str, int] = {}
+        for holder, tokens in usable.items():
+            best[holder.datacenter] = max(tokens, best.get(holder.datacenter, 0))
         return replace(
             view,
             ranks=None,
             datacenters=tuple(replace(dc, prefix_tokens=best.get(dc.name, 0)) for dc in view.datacenters),
-            engines=tuple(replace(e, prefix_tokens=found.get(e.name, 0)) for e in view.engines),
+            engines=tuple(
+                replace(e, prefix_tokens=found[e.name]) if found[e.name] else e for e in view.engines
+            ),
             cache=CacheView(
                 token_bytes=self.geometry.block_bytes // self.geometry.block_tokens,
                 state_bytes=self.geometry.snapshot_bytes,

@@ -46,7 +46,8 @@ def _candidates(view: View, decode: EngineView) -> Iterator[tuple[EngineView, Pa
 
 
 def _finish_s(request: Request, view: View, costs: Costs, engine: EngineView, path: PathView | None) -> float:
-    compute_s = costs.prefill_s(engine.datacenter, uncached_tokens(request, view, engine.datacenter))
+    cached_tokens = request.prompt_tokens - uncached_tokens(request, view, engine.datacenter)
+    compute_s = costs.prefill_s(engine.datacenter, request.prompt_tokens, cached_tokens)
     if path is None or not (rate_bps := _rate_bps(path)):
         return engine.queued_s + compute_s
     ahead_s = 8 * view.committed_bytes.get((path.source, path.destination), 0) / rate_bps
