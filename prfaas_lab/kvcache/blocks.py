@@ -12,12 +12,12 @@ the tokens themselves would cost 4 bytes a token in the index and on every messa
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
-
-import numpy as np
 
 from prfaas_lab.errors import LabError
 from prfaas_lab.model.layout import CacheLayout
@@ -104,9 +104,17 @@ def extend_prompt(prompt: Prompt, tokens: Sequence[int], *, namespace: bytes) ->
     return Prompt(tokens=length, block_tokens=prompt.block_tokens, blocks=blocks)
 
 
+def _little_endian(tokens: Sequence[int]) -> bytes:
+    """Four bytes a token."""
+    words = array("I", tokens)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
+
+
 def _named(tokens: Sequence[int], key: bytes, block_tokens: int, namespace: bytes) -> tuple[Block, ...]:
     """The names of the complete blocks of `tokens`, after the block named `key`."""
-    raw = np.asarray(tokens, dtype="<u4").tobytes()
+    raw = _little_endian(tokens)
     secret = blake2b(namespace, digest_size=32).digest()
     width, blocks = 4 * block_tokens, []
     for start in range(0, len(raw) - width + 1, width):

@@ -124,9 +124,15 @@ class Driver:
         self, request: Request, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]
     ) -> asyncio.Task[None]:
         """A request, or a session that begins with it, as one flight."""
-        flight = group.create_task(self._ask(request), name=f"request {request.id}")
+
+        async def fly() -> None:
+            try:
+                await self._ask(request)
+            finally:
+                flights.discard(flight)
+
+        flight = group.create_task(fly(), name=f"request {request.id}")
         flights.add(flight)
-        flight.add_done_callback(flights.discard)
         if request.follow_ups:
             self._sessions.add(flight)
             flight.add_done_callback(self._sessions.discard)

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from prfaas_lab.spec.scenario import Arrivals, ClosedLoop, Gamma, OnOff, Poisson, TraceFile, Uniform
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_DRAWN = 256
+"""Gaps drawn at once."""
 
 
 def arrivals(spec: Arrivals, rng: np.random.Generator) -> Iterator[float | None]:
@@ -36,8 +41,9 @@ def _operational(burstiness: float, rng: np.random.Generator) -> Iterator[float]
     """Arrivals at a mean rate of one, with gamma gaps of shape `burstiness` (1 is Poisson)."""
     now = 0.0
     while True:
-        now += float(rng.gamma(burstiness, 1.0 / burstiness))
-        yield now
+        for gap in rng.gamma(burstiness, 1.0 / burstiness, _DRAWN).tolist():
+            now += gap
+            yield now
 
 
 def _steady(rate: float, burstiness: float, rng: np.random.Generator) -> Iterator[float]:

@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from prfaas_lab.spec.scenario import TraceFile, Workload
 from prfaas_lab.workload.arrivals import arrivals
@@ -17,6 +16,9 @@ from prfaas_lab.workload.prompts import RESERVED_IDS, random_prompt
 from prfaas_lab.workload.request import Request
 from prfaas_lab.workload.sessions import SessionSource, size
 from prfaas_lab.workload.traces import TRACES, TraceScale, trace_requests
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Each aspect draws from a stream of its own, so that changing one leaves the others as they were.
 # The keys are part of what a seed means: never renumber them.
@@ -131,4 +133,6 @@ def _uniform(rng: np.random.Generator) -> Iterator[float]:
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
+    import numpy as np  # a trace needs no chance, and a short run would wait for it
+
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

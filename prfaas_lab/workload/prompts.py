@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESERVED_IDS = 8
 """The lowest ids of a vocabulary are kept out of prompts: padding, begin and end of text live there."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from prfaas_lab.spec.workload import AgentTree, Chat, Sessions, Workload
 from prfaas_lab.workload.lengths import LengthDistribution, lengths
 from prfaas_lab.workload.prompts import random_prompt
 from prfaas_lab.workload.request import FollowUp, Request
 
-Stream = Callable[..., np.random.Generator]
+if TYPE_CHECKING:
+    import numpy as np
+
+Stream = Callable[..., "np.random.Generator"]
 """A generator of random numbers of its own for each key."""
 
 

@@ -19,8 +19,6 @@ from hashlib import shake_128
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prfaas_lab.errors import LabError
 from prfaas_lab.workload.request import Request
 
@@ -98,6 +96,8 @@ def trace_requests(
     Same seed and row, same request. Blocks of different ids differ as long as there are enough
     possible contents: vocabulary ** block_tokens far above the square of the number of ids.
     """
+    import numpy as np  # only for contents, which a simulation mostly does without
+
     scale = scale or TraceScale()
     span = vocabulary - first_token
     if span < 2:
