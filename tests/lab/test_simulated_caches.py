@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -50,7 +51,7 @@ def alone(tmp_path: Path, trace: list[dict[str, object]], *, cache: str = "1000T
 def served(resolved: Resolved, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     summary = simulate(resolved, Simulation(out=out))
     rows = [json.loads(line) for line in (out / "requests.jsonl").read_text().splitlines()]
-    return summary, sorted(rows, key=lambda row: int(row["id"].split("-")[1]))
+    return summary, sorted(rows, key=lambda row: [int(number) for number in re.findall(r"\d+", row["id"])])
 
 
 def row(at_ms: int, *ids: int) -> dict[str, object]:
@@ -171,6 +172,25 @@ def test_the_next_turn_resumes_inside_the_answer_that_decode_handed_over(tmp_pat
     dropped = simulate(resolved.model_copy(update={"scenario": longer, "topology": dropping}))
     assert (dropped["cache"]["answers"], dropped["cache"]["decoded_tokens"]) == (0, 0)
     assert dropped["cache"]["cached_tokens"] < kept["cache"]["cached_tokens"]
+
+
+def copies_across(tmp_path: Path, rate_bps: float) -> int:
+    """Of prefixes between the paper's two datacenters, in the first chats."""
+    resolved = load_scenario(ROOT / "scenarios" / "chats-case-study.yaml")
+    link = resolved.topology.links["vpc"].model_copy(update={"rate": rate_bps})
+    topology = resolved.topology.model_copy(update={"links": {"vpc": link}})
+    workload = resolved.scenario.workload.model_copy(update={"requests": 100})
+    scenario = resolved.scenario.model_copy(update={"workload": workload})
+    out = tmp_path / f"{rate_bps:g}"
+    served(resolved.model_copy(update={"scenario": scenario, "topology": topology}), out)
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    ends = [(e["source"][:4], e["destination"][:4]) for e in events if e["kind"] == "CacheCopied"]
+    return sum(source != destination for source, destination in ends)
+
+
+def test_prefixes_cross_an_abundant_link_and_not_a_scarce_one(tmp_path: Path) -> None:
+    assert copies_across(tmp_path, 100e9) > 5
+    assert copies_across(tmp_path, 0.5e9) == 0
 
 
 def test_without_caches_a_trace_costs_no_more_than_its_lengths(tmp_path: Path) -> None:
