@@ -19,29 +19,25 @@ _HAIR = 1e-6
 """Share of a step by which rounding may miss its end."""
 
 
-def nothing() -> int:
-    """Of a prompt is cached."""
-    return 0
-
-
 class Job:
-    """A prompt in a prefill engine. `find_cached` is asked in its turn how many of its tokens need no
-    computing; `on_started` is then told how many seconds the others take, and `on_computed` the loop times
-    of start and end."""
+    """A prompt in a prefill engine, which calls it as things happen."""
 
-    __slots__ = ("cached_tokens", "find_cached", "gone", "on_computed", "on_started", "tokens")
+    __slots__ = ("cached_tokens", "gone", "tokens")
 
-    def __init__(
-        self,
-        tokens: int,
-        on_started: Callable[[float], None],
-        on_computed: Callable[[float, float], None],
-        find_cached: Callable[[], int] = nothing,
-    ) -> None:
-        self.tokens, self.on_started, self.on_computed = tokens, on_started, on_computed
-        self.find_cached, self.cached_tokens = find_cached, 0
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.cached_tokens = tokens, 0
         self.gone = False
         """It is computed, or was given up."""
+
+    def find_cached(self) -> int:
+        """It is its turn: how many of its tokens need no computing."""
+        return 0
+
+    def on_started(self, seconds: float) -> None:
+        """The others will take so long."""
+
+    def on_computed(self, started_at: float, finished_at: float) -> None:
+        """All are computed; loop times."""
 
 
 class AnalyticPrefill:
@@ -118,16 +114,20 @@ class AnalyticPrefill:
 
 
 class Sequence:
-    """A request in a decode engine: what is told when its first and its last token came, as loop times."""
+    """A request in a decode engine, which calls it as things happen."""
 
-    __slots__ = ("gone", "on_first", "on_last", "output_tokens")
+    __slots__ = ("gone", "output_tokens")
 
-    def __init__(
-        self, output_tokens: int, on_first: Callable[[float], None], on_last: Callable[[float], None]
-    ) -> None:
-        self.output_tokens, self.on_first, self.on_last = output_tokens, on_first, on_last
+    def __init__(self, output_tokens: int) -> None:
+        self.output_tokens = output_tokens
         self.gone = False
         """It has all its tokens, or was given up."""
+
+    def on_first(self, at: float) -> None:
+        """Its first token came at a loop time."""
+
+    def on_last(self, at: float) -> None:
+        """Its last token came. Of a single one, both are told."""
 
 
 class AnalyticDecode:

@@ -44,6 +44,7 @@ class BothEnds:
         """Give up what still goes on."""
         for order in self._orders.values():
             order.cancel()
+        self._orders.clear()  # they know whom to tell: a circle that only a collection would end
 
     def _ended(self, error: BaseException | None) -> None:
         self._left -= 1

@@ -49,7 +49,7 @@ from prfaas_lab.workload.generate import generate
 from prfaas_lab.workload.request import Request
 
 LINK_INTERVAL_S = 0.1
-_COLLECT_EVERY = 100_000
+_COLLECT_EVERY = 1_000_000
 LINK_SAMPLES = 20_000
 """Of one direction in a whole run, at most: a day is sampled less often than a minute."""
 

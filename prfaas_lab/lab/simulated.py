@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 from typing import Any
 
-from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence, nothing
+from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork, Transfer
 from prfaas_lab.lab.engines import Ended, EngineClient, OpenOrder, Tell
@@ -94,15 +94,16 @@ class SimulatedPrefill:
         return min(seconds, self._prefill_s(boundary, cached_tokens))
 
 
-class _Prefilling:
+class _Prefilling(Job):
     """One order of a prefill engine: over when it is computed, and its arrival was acknowledged."""
 
     __slots__ = (
-        "_client", "_computed", "_ended", "_job", "_kept", "_last_ack_at", "_order",
+        "_client", "_computed", "_ended", "_kept", "_last_ack_at", "_order",
         "_size", "_started_at", "_tell", "_transfer",
     )  # fmt: skip
 
     def __init__(self, client: SimulatedPrefill, order: PrefillOrder, tell: Tell, ended: Ended) -> None:
+        super().__init__(order.prompt_tokens)
         self._client, self._order, self._tell, self._ended = client, order, tell, ended
         self._size = client.size(order.prompt_tokens - order.held_tokens)
         self._kept = None
@@ -112,27 +113,28 @@ class _Prefilling:
         self._computed = False
         self._last_ack_at: float | None = None
         self._transfer: Transfer | None = None
-        look = self._kept.look if self._kept else nothing
-        self._job = Job(order.prompt_tokens, self._on_started, self._on_computed, look)
-        client.engine.join(self._job)
+        client.engine.join(self)
 
     def cancel(self) -> None:
         if self._transfer is not None:
             self._transfer.cancel()
-        self._client.engine.leave(self._job)
+        self._client.engine.leave(self)
         if self._kept is not None:
             self._kept.sent()
 
-    def _on_started(self, seconds: float) -> None:
+    def find_cached(self) -> int:
+        return self._kept.look() if self._kept else 0
+
+    def on_started(self, seconds: float) -> None:
         client, order = self._client, self._order
         pieces = client.pieces(
-            order.prompt_tokens, seconds, self._size, self._job.cached_tokens, order.held_tokens
+            order.prompt_tokens, seconds, self._size, self.cached_tokens, order.held_tokens
         )
         self._transfer = client.network.send(client.name, order.decode_host, pieces, self._on_arrived)
 
-    def _on_computed(self, started_at: float, finished_at: float) -> None:
+    def on_computed(self, started_at: float, finished_at: float) -> None:
         self._started_at, self._computed = started_at, True
-        cached_tokens = self._job.cached_tokens
+        cached_tokens = self.cached_tokens
         self._tell(
             {
                 "stage": "prefilled",
@@ -196,15 +198,15 @@ class SimulatedDecode:
         return self.cache.stages(order)
 
 
-class _Decoding:
+class _Decoding(Sequence):
     """One order of a decode engine, for which memory is reserved: over with its last token."""
 
-    __slots__ = ("_cache", "_client", "_ended", "_open", "_order", "_sequence", "_tell")
+    __slots__ = ("_cache", "_client", "_ended", "_open", "_order", "_tell")
 
     def __init__(self, client: SimulatedDecode, order: DecodeOrder, tell: Tell, ended: Ended) -> None:
+        super().__init__(order.output_tokens)
         self._client, self._order, self._tell, self._ended = client, order, tell, ended
         self._open = True
-        self._sequence: Sequence | None = None
         client.landings.expect(order.request_id, self)
         self._cache = client.cache if order.blocks else None
         held_tokens = self._cache.find_held(order.blocks) if self._cache and order.blocks else 0
@@ -215,25 +217,23 @@ class _Decoding:
         self._tell({"stage": "received", "bytes": size, "last_byte_at": at})
         if self._cache and self._order.blocks:
             self._tell(self._cache.keep_received(self._order.blocks, tell_all=self._order.tell_all))
-        self._sequence = Sequence(self._order.output_tokens, self._on_first, self._on_last)
-        self._client.engine.join(self._sequence)
+        self._client.engine.join(self)
 
     def cancel(self) -> None:
         if self._open:
             self._close()
-            if self._sequence is not None:
-                self._client.engine.leave(self._sequence)
+            self._client.engine.leave(self)
 
     def _close(self) -> None:
         self._open = False
         self._client.landings.forget(self._order.request_id)
         self._client.engine.release()
 
-    def _on_first(self, at: float) -> None:
+    def on_first(self, at: float) -> None:
         self._tell({"stage": "restored", "at": at})
         self._tell({"stage": "tokens", "tokens": (0,)})
 
-    def _on_last(self, at: float) -> None:
+    def on_last(self, at: float) -> None:
         if not self._open:
             return
         self._close()

@@ -21,21 +21,41 @@ def at(at_s: float, work: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
     return later()
 
 
+class AwaitedJob(Job):
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.times: asyncio.Future[tuple[float, float]] = asyncio.get_running_loop().create_future()
+
+    def on_computed(self, started_at: float, finished_at: float) -> None:
+        self.times.set_result((started_at, finished_at))
+
+
+class AwaitedSequence(Sequence):
+    def __init__(self, output_tokens: int) -> None:
+        super().__init__(output_tokens)
+        loop = asyncio.get_running_loop()
+        self.first, self.last = loop.create_future(), loop.create_future()
+
+    def on_first(self, at: float) -> None:
+        self.first.set_result(at)
+
+    def on_last(self, at: float) -> None:
+        self.last.set_result(at)
+
+
 async def computed(engine: AnalyticPrefill, tokens: int) -> tuple[float, float]:
-    times = asyncio.get_running_loop().create_future()
-    job = Job(tokens, lambda seconds: None, lambda *stamps: times.set_result(stamps))
+    job = AwaitedJob(tokens)
     engine.join(job)
     try:
-        return await times
+        return await job.times
     finally:
         engine.leave(job)
 
 
 async def decoded(engine: AnalyticDecode, tokens: int) -> tuple[float, float]:
-    loop = asyncio.get_running_loop()
-    first, last = loop.create_future(), loop.create_future()
-    engine.join(Sequence(tokens, first.set_result, last.set_result))
-    return await first, await last
+    sequence = AwaitedSequence(tokens)
+    engine.join(sequence)
+    return await sequence.first, await sequence.last
 
 
 def test_prompts_are_computed_one_after_the_other_in_the_order_they_came() -> None:
@@ -116,7 +136,7 @@ def test_who_finds_the_batch_full_waits_for_a_place() -> None:
 def test_a_sequence_that_is_given_up_frees_its_place_after_the_step_under_way() -> None:
     async def main() -> tuple[float, float]:
         engine = AnalyticDecode(lambda batch: 1.0, max_batch=1, max_queue=4)
-        gone = Sequence(100, lambda at: None, lambda at: None)
+        gone = Sequence(100)
         engine.join(gone)
         asyncio.get_running_loop().call_at(2.5, engine.leave, gone)
         return await at(1.0, decoded(engine, 2))
