@@ -51,7 +51,8 @@ class Space:
         return self.pinned_bytes + new_bytes <= self.tiers[MEMORY].budget_bytes
 
     def free_bytes(self, tier: int) -> int:
-        return self.tiers[tier].budget_bytes - self.tiers[tier].used_bytes
+        there = self.tiers[tier]
+        return there.budget_bytes - there.used_bytes
 
     def pin(self, items: Iterable[Item]) -> None:
         for item in items:
@@ -179,6 +180,9 @@ class Space:
         if item.is_snapshot:
             self._drop(item)
             return
+        if not item.node.children and item.node.snapshot is None:
+            self._drop(item)
+            return
         below = [item.node]
         for node in below:  # grows as it goes: a prompt may be thousands of blocks deep
             below.extend(node.children.values())
@@ -200,11 +204,14 @@ class Space:
     # -- candidates --
 
     def _reconsider_around(self, item: Item) -> None:
-        node = item.node
-        for neighbour in (node, node.parent):
-            if neighbour is not None and neighbour.parent is not None and self._alive(neighbour):
-                for other in neighbour.items():
-                    self._reconsider(other)
+        """An item has left its tier: others may be free to follow. A snapshot holds back its block alone."""
+        node, above = item.node, item.node.parent
+        if self._alive(node):
+            for other in node.items():
+                self._reconsider(other)
+        if not item.is_snapshot and above is not None and above.parent is not None:
+            for other in above.items():
+                self._reconsider(other)
 
     @staticmethod
     def _alive(node: Node) -> bool:
@@ -214,7 +221,7 @@ class Space:
         queue = self.queues[item.tier]
         if self.is_candidate(item):
             queue.offer(item, self._policy(item, self._geometry))
-        else:
+        elif item in queue:
             queue.withdraw(item)
 
     @staticmethod

@@ -57,7 +57,8 @@ class Answers:
         if reach <= decoded_from or self._engines[decode].datacenter not in self._datacenters:
             return
         said = (*request.prompt[decoded_from:], *tokens)
-        whole = self._caches.extend(prompt, said[: reach - decoded_from])
+        # One token more than the blocks: all of them may then be reused.
+        whole = self._caches.extend(prompt, said[: reach - decoded_from + 1])
         destination = self._destination(whole, prefill, decode)
         if destination is None:
             return

@@ -11,6 +11,7 @@ not spoil them.
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import resource
 import time
@@ -49,6 +50,8 @@ def main() -> None:
     parser.add_argument("--snapshots", nargs="+", choices=SNAPSHOT_POLICIES, default=list(SNAPSHOT_POLICIES))
     arguments = parser.parse_args()
     prompts = load(arguments.trace, arguments.requests)
+    gc.freeze()  # the prompts are the bench's
+    gc.set_threshold(50_000, 20, 20)  # as seldom as a simulation does
     print(f"\n{'GiB':>6}  {'snapshots':9}  {'eviction':8}  {'hit rate':>8}  {'reused':>6}  {'cycles/s':>8}")
     for budget, snapshots, eviction in product(arguments.budget_gib, arguments.snapshots, EVICTION_POLICIES):
         pool = Pool(

@@ -212,3 +212,17 @@ async def test_a_prefix_that_was_spilled_is_as_good_as_one_in_memory(
     cache.pool.check()
     cache.close()
     assert not (tmp_path / "kv").exists()
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "chunks"),
+    [("branch", [7]), ("end", [7]), ("every", [3, 6]), ("every+end", [3, 6, 7])],
+)
+def test_every_snapshot_policy_can_be_chosen(
+    qwen: PreTrainedModel, snapshots: str, chunks: list[int]
+) -> None:
+    cache = PrefixCache.of(
+        layout_of(qwen, CHUNK), PLENTY, resumable=True, snapshots=snapshots, snapshot_every=3 * CHUNK
+    )
+    tokens = tuple(range(7 * CHUNK + 5))
+    assert [end // CHUNK for end in cache.snapshots_for(named(tokens))] == chunks
