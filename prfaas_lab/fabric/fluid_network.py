@@ -44,20 +44,37 @@ class _Path:
 class Transfer:
     """KVCache on its way; `cancel` gives it up."""
 
-    __slots__ = ("_cancelled", "_flow", "_network", "_timer")
+    __slots__ = ("_flow", "_network", "_on_arrived", "_path", "_timer")
 
-    def __init__(self, network: FluidNetwork) -> None:
-        self._network = network
+    def __init__(self, network: FluidNetwork, path: _Path, on_arrived: Callable[[float], None]) -> None:
+        self._network, self._path, self._on_arrived = network, path, on_arrived
         self._flow: Flow | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._cancelled = False
 
     def cancel(self) -> None:
-        self._cancelled = True
         if self._timer is not None:
             self._timer.cancel()
         if self._flow is not None:
             self._network.fluid.cancel(self._flow)
+            self._flow = None
+
+    def begin(self, pieces: Iterable[Piece]) -> None:
+        """Send over a path that has links."""
+        path, network = self._path, self._network
+        self._flow = network.fluid.send(path.route, pieces, self._sent, most=network.most(path))
+
+    def begin_later(self, after_s: float, pieces: Iterable[Piece]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(after_s, self.begin, pieces)
+
+    def arrive(self, after_s: float) -> None:
+        """The last byte leaves then."""
+        there_s, back_s = self._network.delays(self._path)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(after_s + there_s, self._on_arrived, back_s)
+
+    def _sent(self) -> None:
+        self._flow = None
+        self.arrive(0.0)
 
 
 class FluidNetwork:
@@ -82,8 +99,8 @@ class FluidNetwork:
         self._loop = asyncio.get_running_loop()
         self._path = cache(self._find_path)
         self._hops = cache(lambda source, destination: directions(topology, source, destination))
-        self._most = cache(self._most_of)
-        self._delays = cache(self._delays_of)
+        self.most = cache(self._most_of)
+        self.delays = cache(self._delays_of)
         for direction in self.directions:
             self._apply(direction)
         for name, site in self._sites.items():
@@ -111,8 +128,8 @@ class FluidNetwork:
         """Change one direction in place; the loop time, at which it takes effect."""
         self._shapes[link, source] = shape
         self.changes += 1
-        self._most.cache_clear()
-        self._delays.cache_clear()
+        self.most.cache_clear()
+        self.delays.cache_clear()
         self._apply((link, source))
         return self._loop.time()
 
@@ -175,38 +192,29 @@ class FluidNetwork:
     ) -> Transfer:
         """Send what an engine makes, piece after piece from now on; `on_arrived(back_s)` when the last
         byte lies at the other engine, which then takes `back_s` to say so."""
-        transfer, path = Transfer(self), self._path_between(source, destination)
-
-        def begin() -> None:
-            transfer._flow = self.fluid.send(path.route, made, sent, most=self._most(path))
-
-        def sent() -> None:
-            there_s, back_s = self._delays(path)
-            transfer._timer = self._loop.call_later(there_s, on_arrived, back_s)
-
-        made = list(pieces)
+        path = self._path_between(source, destination)
+        transfer, made = Transfer(self, path, on_arrived), list(pieces)
         if not path.route:
-            there_s, back_s = self._delays(path)
-            making_s = sum(seconds for seconds, _ in made)
-            transfer._timer = self._loop.call_later(making_s + there_s, on_arrived, back_s)
-            return transfer
-        ramp_s = 0.0
-        if (source, destination) not in self._met:
-            self._met.add((source, destination))
-            ramp_s = self._ramp_s(path, made)
-        if ramp_s:
-            made = _late(made, ramp_s)
-            transfer._timer = self._loop.call_later(ramp_s, begin)
+            transfer.arrive(sum([seconds for seconds, _ in made]))
+        elif (ramp_s := self._first_ramp_s(source, destination, path, made)) > 0.0:
+            transfer.begin_later(ramp_s, _late(made, ramp_s))
         else:
-            begin()
+            transfer.begin(made)
         return transfer
+
+    def _first_ramp_s(self, source: str, destination: str, path: _Path, made: list[Piece]) -> float:
+        """Of a pair's first transfer; its connections stay open."""
+        if (source, destination) in self._met:
+            return 0.0
+        self._met.add((source, destination))
+        return self._ramp_s(path, made)
 
     def _ramp_s(self, path: _Path, made: list[Piece]) -> float:
         """What a new pair's connections lose: handshakes, and doubling each round trip up to the pace
         that the sender makes or the path carries."""
-        rtt_s = sum(self._delays(path))
+        rtt_s = sum(self.delays(path))
         making_s, size = sum(seconds for seconds, _ in made), sum(size for _, size in made)
-        pace = min(self.fluid.share(path.route), self._most(path), size / making_s if making_s else math.inf)
+        pace = min(self.fluid.share(path.route), self.most(path), size / making_s if making_s else math.inf)
         doublings = math.log2(max(1.0, pace * rtt_s / (self._connections * INITIAL_WINDOW_BYTES)))
         return float(rtt_s * (HANDSHAKE_RTTS + doublings))
 
@@ -239,7 +247,7 @@ class FluidNetwork:
 
     def _most_of(self, path: _Path) -> float:
         """Bytes/s of one transfer, as its connections' windows and the loss on its way allow."""
-        rtt_s = sum(self._delays(path))
+        rtt_s = sum(self.delays(path))
         if rtt_s <= 0:
             return math.inf
         kept = math.prod(1 - _loss(self._shapes[hop]) for hop in path.there)

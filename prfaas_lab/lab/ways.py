@@ -47,6 +47,10 @@ class Ways:
         }
         self._known: dict[tuple[str, str], tuple[tuple[Shape, ...], PathView]] = {}
         self._estimates: dict[tuple[str, str], Estimate] = {}
+        self._directions = sorted({hop for ways in self._hops.values() for way in ways for hop in way})
+        self._shapes: tuple[Shape, ...] = ()
+        """Of all these when the paths were last looked at; none while an estimate is news."""
+        self._paths: tuple[PathView, ...] = ()
 
     def data_address(self, source: str, destination: str) -> tuple[str, int]:
         """Host and port to dial from one engine to reach another's receiver."""
@@ -55,7 +59,11 @@ class Ways:
     def paths(self) -> tuple[PathView, ...]:
         """The way from every datacenter to every other, as it is shaped now: KVCache crosses from PrfaaS
         to local ones, copies of cached prefixes in any direction."""
-        return tuple(self.path(source, destination) for source, destination in self._pairs)
+        shapes = tuple([self._fabric.shape(*hop) for hop in self._directions])
+        if shapes != self._shapes:
+            self._shapes = shapes
+            self._paths = tuple(self.path(source, destination) for source, destination in self._pairs)
+        return self._paths
 
     def path(self, source: str, destination: str) -> PathView:
         """The narrowest rate on the way, and the delay there and back."""
@@ -94,6 +102,7 @@ class Ways:
         if self._estimates.get(pair) != estimate:
             self._estimates[pair] = estimate
             self._known.pop(pair, None)
+            self._shapes = ()
 
 
 def _rate_bps(shape: Shape) -> float:
