@@ -71,7 +71,7 @@ class KVCacheManager:
     def asked(self, prompt: Prompt, *engines: str) -> None:
         """A request for `prompt` was placed on these engines: what it shares with others is wanted in their
         datacenters. At home too, though it was prefilled elsewhere: it might not have been, with a copy."""
-        for site in {self._engines[name].datacenter for name in engines}:
+        for site in dict.fromkeys(self._engines[name].datacenter for name in engines):
             self.demand.observe(prompt, site, self._ledger.now(), self.directory)
 
     def wants_all(self, engine: Engine) -> bool:

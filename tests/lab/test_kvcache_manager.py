@@ -93,6 +93,19 @@ def test_a_dead_engine_holds_nothing() -> None:
     assert lab.held()["east"] == 0
 
 
+def test_an_engine_in_another_role_holds_what_the_pool_of_that_role_does() -> None:
+    lab = Lab()
+    lab.put("west-p0", 4)
+    lab.tell("west-p0")
+    lab.engines["west-p0"].become("decode")
+    assert (lab.held()["west"], lab.held()["west-p0"]) == (0, 0)
+    lab.engines["west-p0"].become("prefill")
+    lab.tell("west-p0")
+    assert lab.manager.wants_all(lab.engines["west-p0"])
+    lab.tell("west-p0")
+    assert (lab.held()["west"], lab.held()["west-p0"]) == (16, 16)
+
+
 def test_names_cross_as_text_and_come_back() -> None:
     prompt = Lab().prompt
     assert PromptNames.model_validate_json(PromptNames.of(prompt).model_dump_json()).prompt() == prompt

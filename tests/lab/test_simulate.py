@@ -45,7 +45,7 @@ def fleet(tmp_path: Path, *, egress: str = "100Gbit", **changes: Any) -> Resolve
     return resolved.model_copy(update={"scenario": Scenario.model_validate(fields)})
 
 
-@pytest.mark.parametrize("name", ["smoke", "bursty", "kimi"])
+@pytest.mark.parametrize("name", ["smoke", "bursty", "kimi", "multi-turn", "mooncake"])
 def test_a_shipped_scenario_simulates_and_every_request_is_served(name: str) -> None:
     summary = simulate(load_scenario(ROOT / "scenarios" / f"{name}.yaml"))
     assert summary["mode"] == "simulate"
