@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mooncake_like
 import pytest
@@ -101,6 +101,19 @@ def test_one_boundless_engine_finds_in_a_trace_what_the_pool_alone_finds(tmp_pat
     assert sum(expected) > 0
     prompts = sum(row["prompt_tokens"] for row in rows)
     assert summary["cache"]["hit_rate_tokens"] == pytest.approx(sum(expected) / prompts)
+
+
+def test_with_a_snapshot_at_each_prompts_end_it_finds_what_brute_force_does(tmp_path: Path) -> None:
+    trace = mooncake_like.rows(120)
+    _, rows = served(alone(tmp_path, trace, cache="{memory: 1000TiB, snapshots: end}"), tmp_path / "out")
+    ends: list[list[int]] = []
+    expected = []
+    for each in trace:
+        ids, last = cast("list[int]", each["hash_ids"]), (cast("int", each["input_length"]) - 1) // 512
+        before = (len(end) for end in ends if len(end) <= last and end == ids[: len(end)])
+        expected.append(512 * max(before, default=0))
+        ends.append(ids[:last])
+    assert cached(rows) == expected
 
 
 def test_the_mooncake_trace_too(tmp_path: Path) -> None:
