@@ -20,18 +20,19 @@ class Answers:
 
     def __init__(self, cache: PrefixCache, *, limit: int) -> None:
         self._cache, self._limit = cache, limit
-        self._kept: dict[str, Transfer] = {}
+        self._kept: dict[str, Transfer | None] = {}
+        """None: there was no room for it, so that nobody need wait for it."""
         self._awaited: dict[str, asyncio.Event] = {}
 
     def keep(self, request_id: str, produced: Produced | None) -> None:
         """A sequence has left the batch, and this is what there is of it."""
         if produced is not None:
             size_bytes = sum(segment.nbytes for _, segment in produced.segments)
-            transfer = self._cache.stage(produced, size_bytes)
-            if transfer is not None:
-                self._kept[request_id] = transfer
+            self._kept[request_id] = self._cache.stage(produced, size_bytes)
         while len(self._kept) > self._limit:
-            self._kept.pop(next(iter(self._kept))).release()
+            oldest = self._kept.pop(next(iter(self._kept)))
+            if oldest is not None:
+                oldest.release()
         if request_id in self._awaited:
             self._awaited[request_id].set()
 

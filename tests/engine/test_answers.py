@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -152,6 +153,14 @@ async def test_an_answer_that_came_to_no_boundary_leaves_nothing(qwen: PreTraine
         await site.turn(text(1, CHUNK + 3), 20)
         with pytest.raises(EngineError, match="nothing is kept"):
             await site.answers.take("r1")
+
+
+async def test_an_answer_without_room_is_refused_at_once(qwen: PreTrainedModel) -> None:
+    answers = Answers(PrefixCache.of(layout_of(qwen, CHUNK), 10, resumable=False), limit=1)
+    answers.keep("r1", Produced(0, CHUNK, ((SegmentKey(0, 0, 0), memoryview(b"more than there is")),)))
+    async with asyncio.timeout(0.5):
+        with pytest.raises(EngineError, match="nothing is kept"):
+            await answers.take("r1")
 
 
 async def test_answers_nobody_asks_for_take_no_more_than_their_limit(qwen: PreTrainedModel) -> None:

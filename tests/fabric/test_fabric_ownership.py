@@ -44,6 +44,16 @@ def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
     assert not ownership.directory.exists()
 
 
+def test_what_a_run_spilled_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "disk"))
+    ownership = Ownership("spills", root=tmp_path / "run")
+    (ownership.spill / "p0").mkdir(parents=True)
+    (ownership.spill / "p0" / "1.kv").write_bytes(b"KVCache")
+    assert (ownership.directory / "journal.jsonl").read_text().count(str(ownership.spill)) == 1
+    ownership.release()
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
 def test_a_dead_run_is_removed_with_all_it_claimed(tmp_path: Path) -> None:
     journal = dead_run(tmp_path)
     left = tmp_path / "left"

@@ -39,6 +39,19 @@ def test_what_memory_cannot_keep_comes_back_from_disk(tmp_path: Path) -> None:
     assert pool.match(named(B)).tokens == 8, "B made room, and lies on disk"
 
 
+def test_what_a_lookup_will_read_back_is_known_before_it(tmp_path: Path) -> None:
+    pool = Pool(GEOMETRY, ONE, spill=DirectoryTier(tmp_path / "kv", 1000))
+    put(pool, A, 8)
+    assert pool.on_disk(named(A)) == ()
+    put(pool, B, 8)
+    keys = pool.on_disk(named(A))
+    assert len(keys) == 5
+    assert {f"{key:016x}.kv" for key in keys} == {file.name for file in (tmp_path / "kv").iterdir()}
+    with pool.acquire(named(A)):
+        stats = pool.stats()
+        assert (stats.reloaded, stats.disk_hit_tokens) == (5, 8)
+
+
 def test_the_disk_is_bounded_too(tmp_path: Path) -> None:
     pool = Pool(GEOMETRY, ONE, spill=DirectoryTier(tmp_path / "kv", ONE))
     for first in range(10):
