@@ -236,5 +236,5 @@ def _reading(path: PathView) -> Reading:
         configured_bps=path.rate_bps,
         throughput_bps=path.throughput_bps,
         measured_bps=path.available_bps,
-        backlogged=path.backlogged or path.congested,
+        backlogged=path.backlogged,
     )
