@@ -98,7 +98,8 @@ class PlanesCodec:
             plane[:] = np.frombuffer(self._longer(key, piece, len(plane)), np.uint8)
 
     def _shorter(self, plane: bytes) -> bytes:
-        return min(self._compressor.compress(plane), plane, key=len)
+        """Never a frame as long as the plane: its length is what says that a plane is as it is."""
+        return min(plane, self._compressor.compress(plane), key=len)
 
     def _longer(self, key: SegmentKey, piece: memoryview, size: int) -> Bytes:
         """`size` bytes, and no more memory than that: what a frame says of itself is not believed."""

@@ -83,6 +83,12 @@ def test_zstd_gives_back_every_byte_of_any_numbers(numbers):
     assert there_and_back(ZSTD, KEYS, raw(numbers)) == raw(numbers)
 
 
+def test_a_plane_whose_frame_is_as_long_as_itself_is_not_taken_for_the_frame():
+    numbers = np.zeros((2, 16), "<f4")
+    numbers[0, 4] = numbers[1, 5] = 1  # two planes of 32 bytes, and frames of 32 bytes
+    assert there_and_back(ZSTD, KEYS, raw(numbers)) == raw(numbers)
+
+
 @given(st.sampled_from([STATE, KEYS, HALF, BYTES]), st.integers(0, 2000), st.integers(1, 64), st.data())
 def test_zstd_gives_back_every_byte_of_any_tensor(key, count, period, data):
     itemsize = LAYOUT.layers[key.layer].parts[key.part].itemsize
