@@ -64,17 +64,22 @@ class Upkeep:
                 continue
             path = self._route.path
             round_trips_s = path.rtt_s + path.min_rtt_s if path is not None else 0.0
-            before = self._loop.time() - round_trips_s - _OVERTAKE_PATIENCE_S
-            self._overtake_frames(before)
-            self._overtake_finishes(before)
+            patience_s = round_trips_s + _OVERTAKE_PATIENCE_S
+            self._overtake_frames(patience_s)
+            self._overtake_finishes(self._loop.time() - patience_s)
 
-    def _overtake_frames(self, before: float) -> None:
+    def _overtake_frames(self, patience_s: float) -> None:
+        """Of connections that stand still: one that moves is slow because the path is full, and a copy would
+        fill it further. Each copy under way doubles the patience with the next."""
+        now = self._loop.time()
+        still_since = now - patience_s - 2 * self._settings.sample_interval_s
         for stream in self._route.streams:
-            for frame in stream.overdue(before):
-                if not frame.outgoing.ended:
-                    frame.fate.tried_at = self._loop.time()
-                    frame.outgoing.again(frame.copy())
-                    self._route.ready(frame.outgoing)
+            for frame in stream.overdue(now - patience_s) if stream.progress_at < still_since else ():
+                fate, outgoing = frame.fate, frame.outgoing
+                if not outgoing.ended and fate.tried_at < now - patience_s * 2 ** (fate.copies - 1):
+                    fate.tried_at = now
+                    outgoing.again(frame.copy())
+                    self._route.ready(outgoing)
 
     def _overtake_finishes(self, before: float) -> None:
         for outgoing in self._route.transfers.values():

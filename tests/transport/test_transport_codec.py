@@ -120,7 +120,9 @@ def test_a_first_token_goes_as_it_is(codec):
 def test_int8_is_off_by_half_a_step_of_its_own_vector_at_most(numbers):
     decoded = np.frombuffer(there_and_back(INT8, KEYS, raw(numbers)), "<f4").reshape(numbers.shape)
     half_step = np.abs(numbers).max(axis=1, keepdims=True, initial=0) / 127 / 2
-    assert (np.abs(decoded - numbers) <= half_step * (1 + 1e-5) + 2e-45).all()
+    assert (
+        np.abs(decoded - numbers) <= half_step * (1 + 1e-5) + 2e-43
+    ).all()  # scales of denormals are rounded
 
 
 def test_int8_is_the_same_for_a_token_whichever_tokens_it_travels_with():
