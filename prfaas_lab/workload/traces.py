@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import shake_128
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from prfaas_lab.errors import LabError
 from prfaas_lab.workload.request import Request
@@ -119,33 +121,71 @@ def trace_requests(
 # -- formats --
 
 
+class _Mooncake(msgspec.Struct):
+    """A line as it should be."""
+
+    timestamp: float
+    input_length: Annotated[int, msgspec.Meta(ge=1)]
+    output_length: Annotated[int, msgspec.Meta(ge=0)]
+    hash_ids: list[int] = []
+
+    @property
+    def whole(self) -> bool:
+        return not self.hash_ids or len(self.hash_ids) == _blocks(self.input_length)
+
+
+_AS_IT_SHOULD_BE = msgspec.json.Decoder(_Mooncake)
+
+
 def _mooncake_rows(path: Path) -> Iterator[TraceRow]:
     for line, text in enumerate(_lines(path), start=1):
-        if not text.strip():
-            continue
-        where = f"{path}:{line}"
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise TraceError(f"not JSON: {error}", where=where) from error
-        if not isinstance(row, dict):
-            raise TraceError("not a JSON object", where=where)
-        prompt = _count(row, "input_length", where, least=1)
-        ids = row.get("hash_ids", [])
-        if not isinstance(ids, list) or not {int}.issuperset(map(type, ids)):
-            raise TraceError("hash_ids is not a list of integers", where=where)
-        blocks = -(-prompt // TRACE_BLOCK_TOKENS)
-        if ids and len(ids) != blocks:
-            raise TraceError(
-                f"{len(ids)} hash_ids for {prompt} tokens", where=where, remedy=f"one per 512: {blocks}"
-            )
-        yield TraceRow(
-            line=line,
-            arrival_s=_number(row, "timestamp", where) / 1000,
-            prompt_tokens=prompt,
-            output_tokens=_count(row, "output_length", where, least=0),
-            hash_ids=tuple(ids),
-        )
+        if text.strip():
+            yield _mooncake_row(text, line, path)
+
+
+def _mooncake_row(text: str, line: int, path: Path) -> TraceRow:
+    try:
+        row = _AS_IT_SHOULD_BE.decode(text)
+    except msgspec.MsgspecError:
+        return _odd_mooncake_row(text, line, f"{path}:{line}")
+    if not row.whole:
+        return _odd_mooncake_row(text, line, f"{path}:{line}")
+    return TraceRow(
+        line=line,
+        arrival_s=row.timestamp / 1000,
+        prompt_tokens=row.input_length,
+        output_tokens=row.output_length,
+        hash_ids=tuple(row.hash_ids),
+    )
+
+
+def _odd_mooncake_row(text: str, line: int, where: str) -> TraceRow:
+    """Piece by piece: to say what is wrong, or to let pass numbers that are written as text."""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise TraceError(f"not JSON: {error}", where=where) from error
+    if not isinstance(row, dict):
+        raise TraceError("not a JSON object", where=where)
+    prompt = _count(row, "input_length", where, least=1)
+    ids = row.get("hash_ids", [])
+    if not isinstance(ids, list) or not {int}.issuperset(map(type, ids)):
+        raise TraceError("hash_ids is not a list of integers", where=where)
+    if ids and len(ids) != _blocks(prompt):
+        words = f"{len(ids)} hash_ids for {prompt} tokens"
+        raise TraceError(words, where=where, remedy=f"one per 512: {_blocks(prompt)}")
+    return TraceRow(
+        line=line,
+        arrival_s=_number(row, "timestamp", where) / 1000,
+        prompt_tokens=prompt,
+        output_tokens=_count(row, "output_length", where, least=0),
+        hash_ids=tuple(ids),
+    )
+
+
+def _blocks(tokens: int) -> int:
+    """That many tokens begin."""
+    return -(-tokens // TRACE_BLOCK_TOKENS)
 
 
 def _azure_rows(path: Path) -> Iterator[TraceRow]:
