@@ -1,9 +1,8 @@
 """A topology whose links are fluid: what `Fabric` is to an emulation, to a simulation.
 
-What is modelled of TCP: goodput is ACHIEVABLE of the rate (headers); a byte takes the path's delay on
-top; windows and random loss bound a transfer (Mathis et al. 1997, over all its connections); a pair's
-first transfer loses the time that slow start takes to reach its pace. Jitter, reordering, duplicates
-and corruption are not: they move single packets, which a fluid does not have.
+A byte takes the path's delay on top of what its links take, and what is modelled of TCP (`fluid_tcp`)
+bounds a transfer. Jitter, reordering, duplicates and corruption are not: they move single packets, which a
+fluid does not have.
 """
 
 from __future__ import annotations
@@ -16,16 +15,13 @@ from functools import cache
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.fluid import Flow, Fluid, Piece
+from prfaas_lab.fabric.fluid_tcp import goodput, late, loss, most, ramp_s
 from prfaas_lab.fabric.plan import directions, plan
 from prfaas_lab.fabric.shape import ACHIEVABLE, FRAME_BYTES, Counters, Shape
-from prfaas_lab.spec.topology import GilbertElliott, Topology
+from prfaas_lab.spec.topology import Topology
 
 Direction = tuple[str, str]
 
-SEGMENT_BYTES = 1448
-INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES
-HANDSHAKE_RTTS = 2.0
-"""Before a new connection's first payload byte: TCP's, and the transport's own."""
 UNSHAPED_BYTES_PER_S = 1.25e9
 """Of a link without a rate: 10 Gbit/s."""
 
@@ -105,7 +101,7 @@ class FluidNetwork:
             self._apply(direction)
         for name, site in self._sites.items():
             if site.egress_bps is not None:
-                self.fluid.resource(("egress", name), _goodput(site.egress_bps))
+                self.fluid.resource(("egress", name), goodput(site.egress_bps))
 
     # -- as a fabric ------------------------------------------------------------------------------
 
@@ -197,7 +193,7 @@ class FluidNetwork:
         if not path.route:
             transfer.arrive(sum([seconds for seconds, _ in made]))
         elif (ramp_s := self._first_ramp_s(source, destination, path, made)) > 0.0:
-            transfer.begin_later(ramp_s, _late(made, ramp_s))
+            transfer.begin_later(ramp_s, late(made, ramp_s))
         else:
             transfer.begin(made)
         return transfer
@@ -212,11 +208,9 @@ class FluidNetwork:
     def _ramp_s(self, path: _Path, made: list[Piece]) -> float:
         """What a new pair's connections lose: handshakes, and doubling each round trip up to the pace
         that the sender makes or the path carries."""
-        rtt_s = sum(self.delays(path))
         making_s, size = sum(seconds for seconds, _ in made), sum(size for _, size in made)
         pace = min(self.fluid.share(path.route), self.most(path), size / making_s if making_s else math.inf)
-        doublings = math.log2(max(1.0, pace * rtt_s / (self._connections * INITIAL_WINDOW_BYTES)))
-        return float(rtt_s * (HANDSHAKE_RTTS + doublings))
+        return ramp_s(pace, sum(self.delays(path)), self._connections)
 
     def _path_between(self, source: str, destination: str) -> _Path:
         """Of two engines; the same for all of two sites, unless engines' own links have a rate."""
@@ -230,7 +224,7 @@ class FluidNetwork:
         route: list[object] = []
         for engine, way, site in ((source, "out", here), (destination, "in", there)):
             if (rate_bps := self._sites[site].intra.rate_bps) is not None:
-                self.fluid.resource((engine, way, "nic"), _goodput(rate_bps))
+                self.fluid.resource((engine, way, "nic"), goodput(rate_bps))
                 route.append((engine, way, "nic"))
         for direction in hops:
             if ("egress", direction[1]) not in route and self._sites[direction[1]].egress_bps is not None:
@@ -247,44 +241,11 @@ class FluidNetwork:
 
     def _most_of(self, path: _Path) -> float:
         """Bytes/s of one transfer, as its connections' windows and the loss on its way allow."""
-        rtt_s = sum(self.delays(path))
-        if rtt_s <= 0:
-            return math.inf
-        kept = math.prod(1 - _loss(self._shapes[hop]) for hop in path.there)
-        windows = self._connections * self._window_bytes / rtt_s
-        if kept >= 1:
-            return windows
-        return min(windows, self._connections * SEGMENT_BYTES / rtt_s * math.sqrt(1.5 / (1 - kept)))
+        kept = math.prod(1 - loss(self._shapes[hop]) for hop in path.there)
+        return most(sum(self.delays(path)), kept, self._connections, self._window_bytes)
 
     def _apply(self, direction: Direction) -> None:
         rate_bps = self._shapes[direction].rate_bps
-        nominal = UNSHAPED_BYTES_PER_S if rate_bps is None else _goodput(rate_bps)
-        taken = _goodput(sum(self._traffic.get(direction, ())))
+        nominal = UNSHAPED_BYTES_PER_S if rate_bps is None else goodput(rate_bps)
+        taken = goodput(sum(self._traffic.get(direction, ())))
         self.fluid.resource(direction, max(0.0, nominal - taken))
-
-
-def _goodput(rate_bps: float) -> float:
-    """Payload bytes a second of a nominal rate."""
-    return rate_bps * ACHIEVABLE / 8
-
-
-def _loss(shape: Shape) -> float:
-    loss = shape.loss
-    if isinstance(loss, GilbertElliott):
-        bad = loss.p / (loss.p + loss.r) if loss.p + loss.r else 0.0
-        return bad * loss.loss_bad + (1 - bad) * loss.loss_good
-    return loss
-
-
-def _late(made: list[Piece], late_s: float) -> list[Piece]:
-    """The same pieces, begun so much later: what was made meanwhile is there at once."""
-    ready, left = 0, list(made)
-    while left and late_s > 0.0:
-        seconds, size = left.pop(0)
-        if seconds > late_s:
-            done = round(size * late_s / seconds)
-            left.insert(0, (seconds - late_s, size - done))
-            ready += done
-            break
-        ready, late_s = ready + size, late_s - seconds
-    return [(0.0, ready), *left] if ready else left

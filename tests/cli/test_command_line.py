@@ -40,6 +40,14 @@ def test_every_command_says_what_it_does(name: str) -> None:
     assert len(shown.stdout.split()) > 30
 
 
+def test_a_simulation_starts_without_what_only_other_commands_need() -> None:
+    code = "import sys, prfaas_lab.cli.simulate as _; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in run.stdout.split()}
+    assert not loaded & {"aiohttp", "matplotlib", "pyroute2", "scipy", "torch", "uvloop"}
+    assert "prfaas_lab.fabric.network" not in run.stdout.split()
+
+
 def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
     first = {
         name: command.help.split("\n\n")[0].replace("\n", " ") for name, command in GROUP.commands.items()
