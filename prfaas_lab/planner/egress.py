@@ -1,9 +1,9 @@
 """What a way between datacenters is believed to give, from what its senders measure (paper, 3.4).
 
-Nobody has to say that a way has become narrower: while more waits for it than it takes, or congestion
-shows, what gets through is what it gives. When nothing waits, that says only that it gives at least this
-much; so the belief grows by `PROBE` a look, up to the configured rate, until the way is asked for all it
-has again. From a share s of the rate it is back within ln(1/s) / ln(PROBE) looks: 49 from a hundredth.
+Nobody has to say that a way has become narrower: while more waits for it than it takes, what gets through is
+what it gives. When nothing waits, that says only that it gives at least this much; so the belief grows by
+`PROBE` a look, up to the configured rate, until the way is asked for all it has again. From a share s of
+the rate it is back within ln(1/s) / ln(PROBE) looks: 49 from a hundredth.
 
 A way is *dead* when it is configured down, or when bytes wait for it and less than `DEAD_SHARE` of its
 rate gets through. It lives again when twice that does, or when nothing waits for it any more: then nothing
@@ -27,7 +27,7 @@ class Reading:
     throughput_bps: float = 0.0
     measured_bps: float | None = None
     backlogged: bool = False
-    """More waits for it now than it takes, or its connections show congestion."""
+    """More waits for it now than it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
