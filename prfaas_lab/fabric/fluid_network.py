@@ -56,6 +56,7 @@ class Transfer:
 
     def begin(self, pieces: Iterable[Piece]) -> None:
         """Send over a path that has links."""
+        self._timer = None  # it knows us: a circle that only a collection would end
         path, network = self._path, self._network
         self._flow = network.fluid.send(path.route, pieces, self._sent, most=network.most(path))
 
