@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +15,8 @@ from prfaas_lab.lab.run import run_scenario
 from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.planner.deployment import Deployment
 from prfaas_lab.router import policy as policy_of
-from prfaas_lab.spec.scenario import Resolved
+from prfaas_lab.spec.scenario import Resolved, Scenario
+from prfaas_lab.spec.workload import ClosedLoop
 
 CONFIDENCE = 0.95
 
@@ -49,6 +50,8 @@ class Measured:
     policy: str
     seed: int
     throughput: float
+    offered: float | None
+    """Requests that came per second; None in a closed loop, which offers as many as are served."""
     mean_ttft_s: float
     p90_ttft_s: float
     offload_fraction: float
@@ -83,8 +86,17 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Measured throughput over the predicted one, less 1."""
-        return self.throughput.mean / self.predicted.lambda_max - 1 if self.predicted else None
+        """Measured throughput over the predicted one, less 1. None without a prediction, and where too
+        little came to show what the deployment can do."""
+        if self.predicted is None or not self.saturated:
+            return None
+        return self.throughput.mean / self.predicted.lambda_max - 1
+
+    @property
+    def saturated(self) -> bool:
+        """Whether every run was offered at least what the model predicts to be served."""
+        most = self.predicted.lambda_max if self.predicted else 0.0
+        return all(run.offered is None or run.offered >= most for run in self.runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +114,10 @@ class Comparison:
             "seeds": list(self.seeds),
             "reference": self.rows[0].policy,
             "confidence": CONFIDENCE,
-            "policies": {row.policy: {**asdict(row), "error": row.error} for row in self.rows},
+            "policies": {
+                row.policy: asdict(row) | {"error": row.error, "saturated": row.saturated}
+                for row in self.rows
+            },
         }
 
 
@@ -167,6 +182,7 @@ def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: 
         policy=name,
         seed=seed,
         throughput=steady["request_throughput"] * scenario.time_scale,
+        offered=_offered(scenario, summary),
         mean_ttft_s=steady["mean_ttft_ms"] / 1e3 / scenario.time_scale,
         p90_ttft_s=steady["p90_ttft_ms"] / 1e3 / scenario.time_scale,
         offload_fraction=steady["offload_fraction"],
@@ -177,6 +193,15 @@ def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: 
         reasons=tuple(summary["fidelity"]["reasons"]),
         out=str(out),
     )
+
+
+def _offered(scenario: Scenario, summary: Mapping[str, Any]) -> float | None:
+    if isinstance(scenario.workload.arrivals, ClosedLoop):
+        return None
+    steady = summary["steady"]
+    arrivals_s: float = (steady["until"] - steady["since"]) / scenario.time_scale + scenario.warm_up
+    submitted: int = summary["submitted"]
+    return submitted / arrivals_s
 
 
 def _row(arranged: Arranged, name: str, runs: list[Measured], reference: list[Measured]) -> Row:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prfaas_lab.lab.arrange import arrange
-from prfaas_lab.lab.compare import Interval
+from prfaas_lab.lab.compare import Interval, compare
+from prfaas_lab.lab.deployment import Options
 from prfaas_lab.spec import load_scenario
 from prfaas_lab.spec.scenario import Resolved
 
@@ -82,3 +83,20 @@ def test_a_trace_is_planned_by_its_requests() -> None:
     arranged = arrange(load_scenario(SCENARIO.with_name("mooncake.yaml")), "homogeneous")
     assert arranged.predicted is not None
     assert arranged.resolved.topology.prfaas == ()
+
+
+@pytest.mark.parametrize(("name", "saturated"), [("paper-case-study.yaml", True), ("surge.yaml", False)])
+def test_a_prediction_of_the_most_is_held_against_runs_that_were_offered_more(
+    name: str, saturated: bool, tmp_path: Path
+) -> None:
+    """What ends of a light load says nothing of what a deployment could serve."""
+    resolved = load_scenario(SCENARIO.with_name(name))
+    short = resolved.scenario.model_copy(update={"duration": 120.0})
+    comparison = compare(
+        resolved.model_copy(update={"scenario": short}), ["threshold"], seeds=1,
+        options=Options(out=tmp_path), simulated=True, tell=lambda run: None,
+    )  # fmt: skip
+    row = comparison.rows[0]
+    assert row.predicted is not None
+    assert row.saturated is saturated
+    assert (row.error is not None) is saturated
