@@ -74,6 +74,8 @@ def compare(
         typer.echo(text)
     else:
         console.print(_table(comparison))
+        if any(row.predicted and row.error is None for row in comparison.rows):
+            console.print("off by -: less was offered than the model predicts to be served")
         console.print(f"files       {folder}")
     _exit(comparison)
 
