@@ -18,6 +18,9 @@ Piece = tuple[float, int]
 HAIR = 1e-9
 """Shares this close are equal, as floats go."""
 HAIR_S = 1e-9
+_STALE = 4
+"""Paces are sorted out once they are so many times the flows: on a lane that is never full nobody else asks
+which is the fastest, and what is over must not stay."""
 
 
 class Resource:
@@ -51,7 +54,7 @@ class Flow:
     """One transfer. `made_before` counts the pieces that are over; one may be in the making."""
 
     __slots__ = (
-        "greedy", "lane", "made_before", "mark", "number", "on_sent", "over", "pace", "paced",
+        "__weakref__", "greedy", "lane", "made_before", "mark", "number", "on_sent", "over", "pace", "paced",
         "piece_bytes", "piece_ends", "pieces", "size",
     )  # fmt: skip
 
@@ -179,6 +182,9 @@ class Lane:
         flow.paced = True
         self._count_paced(flow.pace)
         heapq.heappush(self._fastest, (-flow.pace, flow.number, flow))
+        if len(self._fastest) > _STALE * self.flows + _STALE:
+            self._fastest = [each for each in self._fastest if _is_paced(each)]
+            heapq.heapify(self._fastest)
 
     def _unpace(self, flow: Flow) -> None:
         flow.paced = False
@@ -260,9 +266,8 @@ class Lane:
     def fastest(self) -> Flow | None:
         """Of those that are paced."""
         while self._fastest:
-            pace, _, flow = self._fastest[0]
-            if flow.paced and -pace == flow.pace and not flow.over:
-                return flow
+            if _is_paced(self._fastest[0]):
+                return self._fastest[0][2]
             heapq.heappop(self._fastest)
         return None
 
@@ -270,3 +275,9 @@ class Lane:
     def _hair(self) -> float:
         """Bytes too few to count, as floats go: what the share carries in a hair's time."""
         return max(1e-6, HAIR * self.level, HAIR_S * self.share if self.share < math.inf else 0.0)
+
+
+def _is_paced(entry: tuple[float, int, Flow]) -> bool:
+    """Whether a flow still has the pace it was entered with."""
+    pace, _, flow = entry
+    return flow.paced and -pace == flow.pace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -192,6 +193,23 @@ def test_windows_that_change_hold_for_what_is_under_way_too() -> None:
         return await end
 
     assert run_virtual(main()) == pytest.approx(15.0)
+
+
+def test_what_is_over_is_let_go_while_others_are_under_way() -> None:
+    async def main() -> int:
+        loop, fluid = asyncio.get_running_loop(), Fluid()
+        fluid.resource("wan", 1e9)
+        seen = [weakref.ref(fluid.send(("wan",), [(2.0, 100)], lambda: None))]
+
+        def go_on() -> None:
+            seen.append(weakref.ref(fluid.send(("wan",), [(2.0, 100)], lambda: None)))
+
+        for number in range(300):
+            loop.call_at(float(number), go_on)
+        await asyncio.sleep(299.5)
+        return sum(flow() is not None for flow in seen)
+
+    assert run_virtual(main()) < 30
 
 
 def test_the_same_flows_give_the_same_times_to_the_last_bit() -> None:
