@@ -103,7 +103,7 @@ class Row:
     exposed_s: float | None = None
     """Paced pattern: from the end of prefill to the last byte's arrival, the worst transfer."""
     exposed_limit_s: float | None = None
-    """One layer-chunk's transfer and one round trip."""
+    """One layer-chunk's transfer and one round trip; two where the link loses packets."""
     estimate_error: float | None = None
     """Of the available egress that our transport sees, against the configured rate."""
     retried: int = 0
@@ -203,7 +203,7 @@ async def _measure_paced(
     compute_s = 2 * layout.request_bytes(PACED_TOKENS) * 8 / goodput_bps
     shape = paced("kimi-linear-48b", layout, PACED_TOKENS, compute_s)
     measured = await ours.run(shape.name, shape.sizes, 1, ready_s=shape.ready_s)
-    limit_s = _exposed_limit_s(shape, goodput_bps, case.link.rtt_s)
+    limit_s = _exposed_limit_s(shape, goodput_bps, case.link)
     row = case.row(shape.name, _OURS, measured, reference)
     add(_with_exposed(row, measured.exposed_s, limit_s))
 
@@ -238,8 +238,10 @@ async def _measure_mooncake(
             add(case.row(shape.name, _MOONCAKE, measured, reference))
 
 
-def _exposed_limit_s(shape: PacedShape, goodput_bps: float, rtt_s: float) -> float:
-    return shape.largest_step_bytes * 8 / goodput_bps + rtt_s
+def _exposed_limit_s(shape: PacedShape, goodput_bps: float, link: BenchLink) -> float:
+    """Where packets are lost, one of the last may be: its copy comes a round trip later."""
+    round_trips = 2 if link.loss else 1
+    return shape.largest_step_bytes * 8 / goodput_bps + round_trips * link.rtt_s
 
 
 def _with_exposed(row: Row, exposed_s: float | None, limit_s: float) -> Row:
