@@ -9,14 +9,17 @@ from prfaas_lab.fabric.fluid_lane import HAIR, Flow, Lane, Resource
 
 
 def joined(lane: Lane) -> list[Lane]:
-    """A lane, and all that share a resource that could be full with it, or with one that does, and so on."""
+    """A lane, and all that share a resource that could be full with it, or with one that does, and so on.
+
+    One that was full when shares were last found counts as well: whoever it held back may have more now."""
     found, near, looked = {lane}, [lane], set[Resource]()
     for one in near:
         for resource in one.resources:
             if resource in looked:
                 continue
             looked.add(resource)
-            if len(resource.active) > 1 and not resource.slack:
+            others = len(resource.active) - (one in resource.active)  # a lane that has just emptied is not
+            if others and (resource.level < math.inf or not resource.slack):
                 fresh = resource.active.keys() - found
                 found |= fresh
                 near += fresh

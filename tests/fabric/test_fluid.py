@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prfaas_lab.fabric.fluid import Fluid, Piece
+from prfaas_lab.fabric import fluid as fluids
+from prfaas_lab.fabric.fluid import Flow, Fluid, Piece
+from prfaas_lab.fabric.fluid_lane import Lane
 from prfaas_lab.lab.virtual_time import run_virtual
 
 Start = tuple[float, tuple[str, ...], list[Piece]]
@@ -181,6 +183,77 @@ def test_a_link_that_nobody_can_fill_changes_nothing_for_those_who_share_it(
     together, carried = play({**rates, "sea": 1e9}, shared)
     assert together == pytest.approx(alone)
     assert carried["sea"] == sum(size for _, _, made in starts for _, size in made)
+
+
+def test_what_the_last_flow_of_a_route_leaves_goes_to_those_of_another() -> None:
+    """East is made at 40 B/s and over at 1 s, when west has 60 B/s of the shared link: then it has all."""
+    starts: list[Start] = [(0.0, ("east", "wan"), [(1.0, 40)]), (0.0, ("west", "wan"), at_once(1000))]
+    ends, _ = play({"east": 1e6, "west": 1e6, "wan": 100.0}, starts)
+    assert ends == [pytest.approx(1.0), pytest.approx(10.4)]
+
+
+def test_a_flow_that_is_given_up_makes_room_on_other_routes_too() -> None:
+    async def main() -> float:
+        loop, fluid = asyncio.get_running_loop(), Fluid()
+        for key, capacity in {"east": 1e6, "west": 1e6, "wan": 100.0}.items():
+            fluid.resource(key, capacity)
+        end = loop.create_future()
+        gone = fluid.send(("east", "wan"), at_once(10_000), lambda: pytest.fail("it was given up"))
+        fluid.send(("west", "wan"), at_once(1000), lambda: end.set_result(loop.time()))
+        loop.call_at(2.0, fluid.cancel, gone)
+        return await end
+
+    assert run_virtual(main()) == pytest.approx(11.0)
+
+
+MOST = {("a",): 1e9, ("b",): 60.0, ("a", "b"): 150.0, ("b", "c"): 1e9, ("c",): 200.0}
+given_up = st.lists(st.tuples(st.integers(0, 11), st.floats(0, 20)), max_size=4)
+changes = st.lists(st.tuples(st.sampled_from("abc"), st.floats(10, 1000), st.floats(0, 20)), max_size=3)
+
+
+@given(flows, st.tuples(*[st.floats(10, 1000)] * 3), given_up, changes)
+@settings(max_examples=150, deadline=None)
+def test_shares_found_nearby_are_those_found_over_all_lanes(
+    starts: list[Start], capacities: tuple[float, float, float],
+    cancels: list[tuple[int, float]], widths: list[tuple[str, float, float]],
+) -> None:  # fmt: skip
+    async def main() -> list[float]:
+        loop, fluid, ends, begun = asyncio.get_running_loop(), Fluid(), dict[int, float](), dict[int, Flow]()
+        for key, capacity in zip("abc", capacities, strict=True):
+            fluid.resource(key, capacity)
+
+        def begin(number: int, route: tuple[str, ...], made: list[Piece]) -> None:
+            begun[number] = fluid.send(
+                route, made, lambda: ends.update({number: loop.time()}), most=MOST[route]
+            )
+
+        def give_up(number: int) -> None:
+            if number in begun and number not in ends:
+                fluid.cancel(begun[number])
+
+        for number, (at_s, route, made) in enumerate(starts):
+            loop.call_at(at_s, begin, number, route, list(made))
+        for number, at_s in cancels:
+            loop.call_at(at_s, give_up, number)
+        for key, capacity, at_s in widths:
+            loop.call_at(at_s, fluid.resource, key, capacity)
+        await asyncio.sleep(1e5)
+        return [ends.get(number, -1.0) for number in range(len(starts))]
+
+    nearby = run_virtual(main())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fluids, "joined", _all_lanes)
+        assert nearby == pytest.approx(run_virtual(main()), rel=1e-6, abs=1e-6)
+
+
+def _all_lanes(lane: Lane) -> list[Lane]:
+    """All that can be reached over shared resources, full or not."""
+    found, near = {lane}, [lane]
+    for one in near:
+        fresh = {other for resource in one.resources for other in resource.active} - found
+        found |= fresh
+        near += fresh
+    return sorted(found, key=lambda one: one.number)
 
 
 def test_windows_that_change_hold_for_what_is_under_way_too() -> None:
