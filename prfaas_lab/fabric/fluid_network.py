@@ -91,7 +91,7 @@ class FluidNetwork:
         self._homes = {name: dc for dc in topology.datacenters for name in topology.engine_names(dc)}
         self._window_bytes, self._connections = layout.window_bytes, connections
         self._traffic: dict[Direction, list[float]] = {}
-        self._greedy: dict[tuple[str, str], Flow] = {}
+        self._greedy: dict[Direction, list[Flow]] = {}
         self._met: set[tuple[str, str]] = set()
         self._loop = asyncio.get_running_loop()
         self._path = cache(self._find_path)
@@ -153,8 +153,9 @@ class FluidNetwork:
         )
 
     def load(self, link: str, source: str) -> tuple[float, bool]:
-        """What passes one direction now, in bit/s with headers, and whether more is waiting for it."""
-        rate, backlogged = self.fluid.load((link, source))
+        """What passes one direction now, in bit/s with headers, and whether more is waiting for it; cross
+        traffic is others' business."""
+        rate, backlogged = self.fluid.load((link, source), but=_others((link, source)))
         return 8 * rate / ACHIEVABLE, backlogged
 
     def retransmitted_segments(self, datacenter: str) -> None:
@@ -167,7 +168,9 @@ class FluidNetwork:
         direction = (link, source)
         if isinstance(traffic, str):
             endless: list[Piece] = [(0.0, 2**62)]
-            self._greedy[direction] = self.fluid.send((direction,), endless, lambda: None)
+            self.fluid.resource(_others(direction), math.inf)  # which tells its lane from those of engines
+            flow = self.fluid.send((direction, _others(direction)), endless, lambda: None)
+            self._greedy.setdefault(direction, []).append(flow)
         else:
             self._traffic.setdefault(direction, []).append(traffic)
             self._apply(direction)
@@ -176,7 +179,7 @@ class FluidNetwork:
     def stop_traffic(self, link: str, source: str, traffic: float | str) -> float:
         direction = (link, source)
         if isinstance(traffic, str):
-            self.fluid.cancel(self._greedy.pop(direction))
+            self.fluid.cancel(self._greedy[direction].pop())
         else:
             self._traffic[direction].remove(traffic)
             self._apply(direction)
@@ -250,3 +253,8 @@ class FluidNetwork:
         nominal = UNSHAPED_BYTES_PER_S if rate_bps is None else goodput(rate_bps)
         taken = goodput(sum(self._traffic.get(direction, ())))
         self.fluid.resource(direction, max(0.0, nominal - taken))
+
+
+def _others(direction: Direction) -> tuple[Direction, str]:
+    """The resource that only TCP's cross traffic in a direction is on."""
+    return direction, "others"
