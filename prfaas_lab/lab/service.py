@@ -96,7 +96,7 @@ class Service:
         self._fleet = Fleet(engines.values())
         self.committed: Counter[tuple[str, str]] = Counter()
         """KVCache that is still to be received over each way between datacenters, in bytes: of all requests
-        that were placed so, whether or not their prefill has begun."""
+        that were placed so, whether or not their prefill has begun; less what decode says that it holds."""
         self._expected_bytes, self._ledger, self._sends_ids = expected_bytes, ledger, sends_ids
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
@@ -199,8 +199,14 @@ class Service:
     def _crossed(self, flight: _Flight) -> None:
         """Its KVCache is not, or no longer, to come over a way between datacenters."""
         if flight.way is not None:
-            self.committed[flight.way] -= self._expected_bytes(flight.request.prompt_tokens)
+            self.committed[flight.way] -= self._expected_bytes(flight.request.prompt_tokens) - self._held(
+                flight
+            )
             flight.way = None
+
+    def _held(self, flight: _Flight) -> int:
+        """Bytes of its KVCache that decode holds, so that they need not be sent."""
+        return self._expected_bytes(flight.held_tokens) - self._expected_bytes(0)
 
     def _prefill_s(self, request: Request, placement: Placement) -> float:
         """What the profile says that its prefill takes; 0 when there is none."""
@@ -242,6 +248,8 @@ class Service:
                     flight.ends.enough("/decode")
             case "reserved":
                 flight.held_tokens = stage.get("held_tokens", 0)
+                if flight.way is not None:
+                    self.committed[flight.way] -= self._held(flight)
                 flight.reserved.set_result(None)
             case "received":
                 flight.stage, flight.received = "restore", stage
@@ -336,7 +344,7 @@ class Service:
         """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""
         ledger, request = self._ledger, flight.request
         sent, received = flight.sent, flight.received
-        held_bytes = self._expected_bytes(flight.held_tokens) - self._expected_bytes(0)
+        held_bytes = self._held(flight)
         ends = {"source": placement.prefill, "destination": placement.decode}
         ledger.record(
             ev.TransferStarted(at_s=ledger.at(sent["first_byte_at"]), request_id=request.id, **ends)

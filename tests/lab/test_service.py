@@ -24,8 +24,11 @@ TOKEN_BYTES, STATE_BYTES = 10, 100
 class ScriptedEngines:
     """Both ends of a hand-over in one: decode waits for the transfer that prefill makes."""
 
-    def __init__(self, *, received_bytes: int | None = None, die_at: str = "", hang_at: str = "") -> None:
+    def __init__(
+        self, *, received_bytes: int | None = None, die_at: str = "", hang_at: str = "", held_tokens: int = 0
+    ) -> None:
         self.received_bytes, self.die_at, self.hang_at = received_bytes, die_at, hang_at
+        self.held_tokens = held_tokens
         self.arrived = asyncio.Event()
         self.open_orders: list[str] = []
         self.sent_bytes = 0
@@ -48,7 +51,7 @@ class ScriptedEngines:
             self.open_orders.remove(path)
 
     async def _decode(self, order: DecodeOrder) -> AsyncGenerator[dict[str, Any], None]:
-        yield {"stage": "reserved"}
+        yield {"stage": "reserved", "held_tokens": self.held_tokens}
         await self.arrived.wait()
         size = self.sent_bytes if self.received_bytes is None else self.received_bytes
         yield {"stage": "received", "bytes": size, "last_byte_at": 3.0}
@@ -59,7 +62,7 @@ class ScriptedEngines:
     async def _prefill(self, order: Any) -> AsyncGenerator[dict[str, Any], None]:
         tokens = len(order.prompt)
         yield {"stage": "prefilled", "started_at": 1.0, "finished_at": 2.0, "computed_tokens": tokens}
-        self.sent_bytes = STATE_BYTES + TOKEN_BYTES * tokens + HANDOVER_BYTES
+        self.sent_bytes = STATE_BYTES + TOKEN_BYTES * (tokens - order.held_tokens) + HANDOVER_BYTES
         self.arrived.set()
         yield {
             "stage": "sent",
@@ -142,6 +145,23 @@ async def test_a_cancellations_message_is_the_reason_of_the_failure() -> None:
     with pytest.raises(asyncio.CancelledError):
         await flight
     assert ledger.tally.requests["r"].failure_reason == "the client left"
+
+
+async def test_what_decode_holds_is_not_to_cross_and_nothing_is_once_it_is_over() -> None:
+    script = ScriptedEngines(held_tokens=12, hang_at="prefilled")
+    service, _, _ = deployment(script)
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(service.serve(request(16)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert "/prefill" in script.open_orders
+        assert service.committed["east", "west"] == STATE_BYTES + TOKEN_BYTES * 4
+        serving.cancel()
+    assert service.committed["east", "west"] == 0
+
+    service, _, _ = deployment(ScriptedEngines(held_tokens=12))
+    assert await service.serve(request(16)) is not None
+    assert service.committed["east", "west"] == 0
 
 
 async def test_the_plan_in_force_when_a_request_arrives_decides() -> None:
