@@ -265,7 +265,8 @@ CACHE_COUNTS = (
 
 
 class CacheSampled(Event, frozen=True, kw_only=True):
-    """An engine's prefix cache now (the first four), and its counts since the start."""
+    """An engine's prefix cache now (the first four), and its counts since the start; runs of before some
+    were counted have none of those."""
 
     engine: str
     blocks: int
@@ -276,17 +277,17 @@ class CacheSampled(Event, frozen=True, kw_only=True):
     hits: int
     prompt_tokens: int
     hit_tokens: int
-    disk_hit_tokens: int
+    disk_hit_tokens: int = 0
     snapshots_made: int
     snapshots_reused: int
     evicted_blocks: int
     evicted_snapshots: int
     spilled: int
-    reloaded: int
+    reloaded: int = 0
     damaged: int
-    transfers_made: int
-    transfers_refused: int
-    transfer_peak_bytes: int
+    transfers_made: int = 0
+    transfers_refused: int = 0
+    transfer_peak_bytes: int = 0
 
 
 class CacheCopied(Event, frozen=True, kw_only=True):

@@ -96,3 +96,14 @@ def test_a_burst_of_events_does_not_pile_up(tmp_path: Path) -> None:
 def test_a_number_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         encode(ev.MachineSampled(at_s=0.0, cpu_fraction=float("nan"), timer_lag_s=0.0))
+
+
+def test_a_run_of_before_pools_counted_so_much_still_reads() -> None:
+    line = (
+        '{"kind":"CacheSampled","at_s":1.0,"engine":"p0","blocks":1,"snapshots":1,"memory_bytes":2,'
+        '"disk_bytes":0,"lookups":3,"hits":1,"prompt_tokens":9,"hit_tokens":4,"snapshots_made":1,'
+        '"snapshots_reused":0,"evicted_blocks":0,"evicted_snapshots":0,"spilled":0,"damaged":0}'
+    )
+    event = decode(line)
+    assert isinstance(event, ev.CacheSampled)
+    assert (event.hit_tokens, event.reloaded, event.transfers_made) == (4, 0, 0)
