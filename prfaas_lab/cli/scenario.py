@@ -29,7 +29,10 @@ def scenario(
         bool, typer.Option("--headless", help="No dashboard: a line every few seconds (also when piped).")
     ] = False,
     policy: Annotated[
-        str | None, typer.Option(help="Route by this policy instead: threshold, local-only, remote-all.")
+        str | None,
+        typer.Option(
+            help="Route by this policy instead, e.g. local-only, remote-all, prfaas, earliest-finish."
+        ),
     ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="Offload prompts with more uncached tokens than this, e.g. 2K.")

@@ -182,9 +182,7 @@ def _shipped_texts() -> dict[str, tuple[str, str]]:
     """File name and text by hardware. Only the one that is asked for is read as YAML: that takes a while."""
     files = resources.files("prfaas_lab.model").joinpath("profiles").iterdir()
     texts = {file.name: file.read_text("utf-8") for file in files if file.name.endswith(".yaml")}
-    found = (
-        (re.search(r"^hardware: (\S+)$", text, re.MULTILINE), name, text) for name, text in texts.items()
-    )
+    found = ((_HARDWARE.search(text), name, text) for name, text in texts.items())
     return {match[1]: (name, text) for match, name, text in found if match}
 
 
