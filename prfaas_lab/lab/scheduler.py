@@ -59,14 +59,10 @@ class Scheduler:
 
     async def run(self) -> None:
         """Both loops. Cancel it when the run ends."""
-        unsubscribe = self._ledger.subscribe(self._observe)
-        try:
-            async with asyncio.TaskGroup() as loops:
-                loops.create_task(self._short(), name="short-term loop")
-                if self._home is not None:
-                    loops.create_task(self._long(self._home), name="long-term loop")
-        finally:
-            unsubscribe()
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._short(), name="short-term loop")
+            if self._home is not None:
+                loops.create_task(self._long(self._home), name="long-term loop")
 
     # -- short term ------------------------------------------------------------------------------
 
@@ -131,25 +127,31 @@ class Scheduler:
     # -- long term -------------------------------------------------------------------------------
 
     async def _long(self, home: str) -> None:
-        while True:
-            await asyncio.sleep(self._long_s)
-            setting = self._setting()
-            if setting is None:
-                continue
-            prefill = [e for e in self._engines.values() if e.datacenter == home and e.role == "prefill"]
-            settings = self._settings
-            decision = replan(
-                setting,
-                len(prefill),
-                self._state.planned,
-                margin=settings.margin,
-                cost_s=settings.conversion,
-                period_s=settings.long,
-                requests=len(self._seen),
-            )
-            self._follow(decision)
-            if decision.convert:
-                await self._convert(home, decision)
+        unsubscribe = self._ledger.subscribe(self._observe)
+        try:
+            while True:
+                await asyncio.sleep(self._long_s)
+                setting = self._setting()
+                if setting is not None:
+                    await self._replan(home, setting)
+        finally:
+            unsubscribe()
+
+    async def _replan(self, home: str, setting: Setting) -> None:
+        prefill = [e for e in self._engines.values() if e.datacenter == home and e.role == "prefill"]
+        settings = self._settings
+        decision = replan(
+            setting,
+            len(prefill),
+            self._state.planned,
+            margin=settings.margin,
+            cost_s=settings.conversion,
+            period_s=settings.long,
+            requests=len(self._seen),
+        )
+        self._follow(decision)
+        if decision.convert:
+            await self._convert(home, decision)
 
     def _follow(self, decision: Decision) -> None:
         planned = float(decision.threshold_tokens)

@@ -42,7 +42,7 @@ from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.run import run_started
 from prfaas_lab.metrics.summary import summarize
-from prfaas_lab.router import DatacenterView, Route, policy
+from prfaas_lab.router import UNAWARE, DatacenterView, Route, policy
 from prfaas_lab.router.values import Role
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.workload.generate import generate
@@ -169,7 +169,7 @@ class _Run:
             adapting.append(replicate(service.caches, service.copies, service.view, ledger))
         if service.answers is not None:
             adapting.append(service.answers.run())
-        if adapting:
+        if adapting or scenario.policy.name not in UNAWARE:
             adapting.append(SimulatedPaths(network, ways).watch(interval_s))
         async with meanwhile(_watch_links(network, ledger, interval_s), conditions.run(), *adapting):
             await Driver(scenario, requests, serve, ledger).run()

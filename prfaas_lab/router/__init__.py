@@ -1,10 +1,10 @@
 """Pure placement decisions: the values a policy sees, and the policies by name."""
 
 from prfaas_lab.router.placing import NoPlacement
-from prfaas_lab.router.registry import POLICIES, policy
+from prfaas_lab.router.registry import POLICIES, UNAWARE, policy
 from prfaas_lab.router.values import Costs, DatacenterView, EngineView, PathView, Placement, Plan, Route, View
 
 __all__ = [
-    "POLICIES", "Costs", "DatacenterView", "EngineView", "NoPlacement", "PathView", "Placement", "Plan",
-    "Route", "View", "policy",
+    "POLICIES", "UNAWARE", "Costs", "DatacenterView", "EngineView", "NoPlacement", "PathView", "Placement",
+    "Plan", "Route", "View", "policy",
 ]  # fmt: skip

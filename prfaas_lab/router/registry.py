@@ -28,6 +28,9 @@ POLICIES: dict[str, Route] = {
 `naive` route as `local-only` and `remote-all` do; `compare` also gives them the deployment that the paper
 gives them."""
 
+UNAWARE = frozenset(("threshold", "homogeneous", "naive", "balanced", "local-only", "remote-all"))
+"""Those that look at no way beyond whether it is up: nothing of its load needs to be known for them."""
+
 
 def policy(name: str) -> Route:
     """The policy of that name, or the function that `module:function` names (looked for in the working

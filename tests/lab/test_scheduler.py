@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from prfaas_lab.lab.arrange import arrange
+from prfaas_lab.lab.meanwhile import meanwhile
+from prfaas_lab.lab.scheduler import Scheduler
 from prfaas_lab.lab.simulate import Simulation, simulate
+from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.metrics.codec import decode
-from prfaas_lab.metrics.events import Event, PlanChanged, RoleChanged
+from prfaas_lab.metrics.events import Event, PlanChanged, RequestSubmitted, RoleChanged
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.router import POLICIES, PathView, Placement, Plan, View
 from prfaas_lab.spec import load_scenario
 from prfaas_lab.spec.scenario import Event as ScenarioEvent
+from prfaas_lab.spec.scenario import Policy
+from prfaas_lab.workload.request import Request
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 
@@ -70,6 +79,39 @@ def test_when_others_fill_the_link_the_threshold_rises_though_nobody_tells(tmp_p
     assert any("scarce" in event.reason and "above the plan" in event.reason for event in changes)
     assert summary["failed"] == static["failed"] == 0
     assert summary["steady"]["p90_ttft_ms"] < static["steady"]["p90_ttft_ms"] / 2
+
+
+SEEN: list[PathView] = []
+
+
+def a_users_own(request: Request, view: View, plan: Plan) -> Placement:
+    """Offloads everything, and remembers what it was shown."""
+    SEEN.extend(view.paths)
+    return POLICIES["remote-all"](request, view, plan)
+
+
+def test_a_users_own_policy_sees_what_the_link_gives_though_no_loop_runs(tmp_path: Path) -> None:
+    SEEN.clear()
+    run("bandwidth-bound", f"{__name__}:a_users_own", tmp_path, events=(traffic("94Gbit"),))
+    crowded = [path for path in SEEN if path.backlogged and path.available_bps is not None]
+    assert crowded
+    assert min(path.available_bps / path.rate_bps for path in crowded) == pytest.approx(0.06, rel=0.1)
+
+
+def test_where_nothing_is_planned_anew_no_request_is_remembered() -> None:
+    async def seen() -> int:
+        ledger = Ledger(asyncio.get_running_loop().time, 0.0)
+        resolved = load_scenario(SCENARIOS / "multi-turn.yaml")  # a real model that nobody calibrated
+        asked = resolved.scenario.model_copy(update={"policy": Policy(name="prfaas", threshold=512)})
+        service = SimpleNamespace(plan=Plan(threshold_tokens=512))
+        scheduler = Scheduler(resolved.model_copy(update={"scenario": asked}), service, {}, ledger)  # type: ignore[arg-type]
+        async with meanwhile(scheduler.run()):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            ledger.record(RequestSubmitted(at_s=0.0, request_id="r", prompt_tokens=9, output_tokens=9))
+        return len(scheduler._seen)
+
+    assert run_virtual(seen()) == 0
 
 
 def test_a_link_that_gives_nothing_is_left_alone_until_it_gives_again(tmp_path: Path) -> None:

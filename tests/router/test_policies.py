@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prfaas_lab.errors import LabError
 from prfaas_lab.router import (
     POLICIES,
+    UNAWARE,
     DatacenterView,
     EngineView,
     NoPlacement,
@@ -98,3 +99,18 @@ def test_an_unknown_policy_names_the_nearest() -> None:
     with pytest.raises(LabError, match="did you mean threshold") as caught:
         policy("treshold")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", sorted(UNAWARE))
+@given(tokens=st.integers(1, 4096), busy=st.floats(0, 1), available_bps=st.floats(1, 1e8))
+def test_what_passes_a_link_is_nothing_to_policies_that_need_not_be_told(
+    name: str, tokens: int, busy: float, available_bps: float
+) -> None:
+    free, plan = view(), replace(PLAN, offload_share=0.5)
+    (path,) = free.paths
+    loaded = replace(
+        path, utilization=busy, throughput_bps=busy * 1e8, available_bps=available_bps, congested=True,
+        backlogged=True,
+    )  # fmt: skip
+    seen = replace(free, paths=(loaded,), committed_bytes={("east", "west"): 10**12})
+    assert policy(name)(request(tokens), seen, plan) == policy(name)(request(tokens), free, plan)
