@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
-from prfaas_lab.errors import SpecError
+from prfaas_lab.errors import LabError, SpecError
+from prfaas_lab.lab.pacing import pacing_of
+from prfaas_lab.router import policy
 from prfaas_lab.spec.dump import schema as schema_of
 from prfaas_lab.spec.load import kind_of, load_scenario, load_topology
+from prfaas_lab.spec.scenario import Resolved
 
 
 class Kind(StrEnum):
@@ -35,11 +38,28 @@ def validate(
             if kind == "topology":
                 load_topology(file)
             else:
-                load_scenario(file)
+                _runs(file, load_scenario(file))
         except SpecError as error:
             problems += error.problems
         else:
             typer.echo(f"{file}: a good {kind}")
+    if problems:
+        raise SpecError(problems)
+
+
+def _runs(file: Path, resolved: Resolved) -> None:
+    """Raises SpecError where a scenario that reads well names a policy or hardware that does not exist."""
+    problems: list[str] = []
+    try:
+        policy(resolved.scenario.policy.name)
+    except LabError as error:
+        problems.append(f"{file}: {error}")
+    try:
+        pacing_of(resolved)
+    except SpecError as error:
+        problems += [f"{file}: {problem}" for problem in error.problems]
+    except LabError as error:
+        problems.append(f"{file}: {error}")
     if problems:
         raise SpecError(problems)
 

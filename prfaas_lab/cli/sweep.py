@@ -93,11 +93,15 @@ def capacity(
         verdict = "holds" if trial.holds else "breaks"
         typer.echo(f"{trial.rate:10.4g} req/s {verdict:6}  {trial.worst} at {trial.share:.0%} of its bound")
 
-    best, _ = capacities.capacity(resolved, capacities.slo_of(slo), precision=precision, told=tell)
+    best, trials = capacities.capacity(resolved, capacities.slo_of(slo), precision=precision, told=tell)
     if best is None:
         typer.echo(f"no rate holds {slo}")
         raise typer.Exit(1)
-    typer.echo(f"capacity: {best.rate:.4g} req/s within {slo} ({best.worst} at {best.share:.0%})")
+    rate = f"{best.rate:.4g} req/s within {slo} ({best.worst} at {best.share:.0%})"
+    if all(trial.holds for trial in trials):
+        typer.echo(f"capacity: at least {rate}: no rate that was tried breaks it (give it more requests)")
+    else:
+        typer.echo(f"capacity: {rate}")
 
 
 _SHOWN = ("request_throughput", "mean_ttft_ms", "p90_ttft_ms", "offload_fraction", "link_utilization")

@@ -93,6 +93,24 @@ def test_what_a_user_gets_wrong_is_told_in_words_with_status_2(arguments: list[s
     assert "Traceback" not in finished.stderr
 
 
+def test_a_file_that_names_what_does_not_exist_is_no_good_one(tmp_path: Path) -> None:
+    text = (ROOT / "scenarios" / "surge.yaml").read_text()
+    topology = (ROOT / "topologies" / "paper-case-study.yaml").read_text()
+    (tmp_path / "topology.yaml").write_text(topology.replace("8xH200", "8xH201"))
+    text = re.sub(r"^topology: .*$", "topology: topology.yaml", text, flags=re.MULTILINE)
+    (tmp_path / "mine.yaml").write_text(text.replace("name: prfaas,", "name: prfass,"))
+    finished = lab("validate", str(tmp_path / "mine.yaml"))
+    assert finished.returncode == 2, finished.stdout
+    assert "mine.yaml: policy.name: there is no policy 'prfass' (did you mean prfaas?)" in finished.stderr
+    assert "mine.yaml: datacenters.prfaas-h200.hardware" in finished.stderr
+
+
+def test_a_capacity_that_no_rate_exceeds_is_told_as_a_lower_bound() -> None:
+    finished = lab("capacity", "scenarios/smoke.yaml", "--slo", "ttft_p90=1s")
+    assert "capacity: at least 2048 req/s" in finished.stdout
+    assert "give it more requests" in finished.stdout
+
+
 @pytest.mark.parametrize("command", ["scenario", "simulate"])
 def test_results_that_cannot_be_written_are_refused_in_words(command: str) -> None:
     finished = lab(command, "scenarios/smoke.yaml", "--out", "pyproject.toml")
