@@ -41,7 +41,7 @@ def validate_sim(
 ) -> None:
     """Run a scenario in both modes, and print the simulation's error for every measure.
 
-    An error of more than 10 % is marked. docs/simulation.md has the table of all shipped scenarios.
+    An error of more than 10 % is marked. docs/simulation.md has what was measured of shipped scenarios.
     """
     if emulated is None:
         reexec_in_userns()
