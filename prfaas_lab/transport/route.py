@@ -81,7 +81,7 @@ class Route:
             weight=weight, expected_bytes=expected_bytes, served=served, codec=codec,
         )  # fmt: skip
         self.transfers[outgoing.number] = outgoing
-        self._attach(outgoing)
+        self.attach(outgoing)
         return outgoing
 
     async def close(self) -> None:
@@ -186,6 +186,14 @@ class Route:
         """Some transfer has something to send that no connection has taken."""
         return bool(self._ready)
 
+    def attach(self, outgoing: Outgoing) -> None:
+        """Tell the peer of a transfer before its first segment is ready: it can refuse at once, and knows
+        that its sender lives."""
+        if self.streams:
+            stream = min(self.streams, key=lambda stream: stream.unacked_bytes)
+            stream.attached.add(outgoing)
+            stream.push(outgoing.attach_frame())
+
     def fail_all(self, error: TransportError) -> None:
         for outgoing in list(self.transfers.values()):
             outgoing.fail(error, tell_peer=False)
@@ -219,13 +227,6 @@ class Route:
         if self._window_full:
             self._window_full = False
             self._wake()
-
-    def _attach(self, outgoing: Outgoing) -> None:
-        """Tell the peer at once, so that it can refuse before the first segment is ready."""
-        if self.streams:
-            stream = min(self.streams, key=lambda stream: stream.unacked_bytes)
-            stream.attached.add(outgoing)
-            stream.push(outgoing.attach_frame())
 
     # -- the connections -----------------------------------------------------------------------
 

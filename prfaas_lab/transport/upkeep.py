@@ -114,10 +114,13 @@ class Upkeep:
                 outgoing.fail(error, tell_peer=True)
 
     def _keep_alive(self) -> None:
-        """A transfer that waits for its prefill says so, lest the receiver takes us for dead."""
+        """A transfer that waits for its prefill says so, lest the receiver takes us for dead. One that lost
+        every connection it was on has nothing to send that would bring it onto another."""
         for outgoing in self._route.transfers.values():
             if not outgoing.unfinished:
                 for stream in self._route.streams:
                     if outgoing in stream.attached:
                         stream.push(outgoing.control_frame(Kind.ALIVE))
                         break
+                else:
+                    self._route.attach(outgoing)

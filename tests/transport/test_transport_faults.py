@@ -43,6 +43,21 @@ async def test_transfers_survive_connections_that_keep_dying():
     assert retried > 0
 
 
+async def test_a_transfer_that_waits_for_its_prefill_outlives_the_connection_it_was_told_on():
+    payload = Payload((1000,))
+    async with pair() as link:
+        incoming = link.receiver.expect("t", payload.sink)
+        outgoing = await link.sender.open("t", link.peer)
+        await all_connected(link, FAST.connections)
+        (inlet,) = (inlet for inlet in link.receiver.inlets if inlet in incoming.carriers)
+        link.receiver.lost(inlet, PeerLost("killed by the test"))
+        await asyncio.sleep(3 * FAST.reconnect_timeout_s)
+        payload.send(outgoing)
+        await outgoing.finish()
+        await incoming.done()
+        assert payload.arrived_intact
+
+
 async def test_a_peer_that_dies_for_good_is_lost_on_the_senders_side():
     async with pair() as link:
         link.receiver.pause()
