@@ -146,6 +146,7 @@ class AnalyticDecode:
         """Loop time at which `_steps` were done, and the batch took its present size."""
         self._step_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        """While a step is under way, also one whose sequences have all been given up."""
         self._busy_s = 0.0
         self._tokens = 0
 
@@ -174,7 +175,7 @@ class AnalyticDecode:
     def join(self, sequence: Sequence) -> None:
         """A request whose cache is there: into the batch as soon as a step ends and there is room."""
         self._waiting.append(sequence)
-        if not self._running:
+        if self._timer is None:
             self._between_steps()
         elif len(self._running) < self._max_batch:
             self._wake_after(self._steps_under_way())

@@ -144,6 +144,17 @@ def test_a_sequence_that_is_given_up_frees_its_place_after_the_step_under_way() 
     assert run_virtual(main()) == (3.0, 4.0)
 
 
+def test_who_joins_while_the_last_step_of_one_that_gave_up_is_under_way_gets_its_tokens_in_time() -> None:
+    async def main() -> tuple[float, float]:
+        engine = AnalyticDecode(lambda batch: 1.0, max_batch=4, max_queue=4)
+        gone = Sequence(100)
+        engine.join(gone)
+        asyncio.get_running_loop().call_at(10.25, engine.leave, gone)
+        return await at(10.5, decoded(engine, 5))
+
+    assert run_virtual(main()) == (11.0, 15.0)
+
+
 def test_tokens_and_busy_time_add_up() -> None:
     async def main() -> tuple[int, float]:
         engine = AnalyticDecode(lambda batch: 0.5, max_batch=3, max_queue=100)
