@@ -145,5 +145,6 @@ class PrefillEngine:
             sampling=job.sampling,
             arrived_at=arrived_at,
         )
-        self.cache.keep(job.blocks, computed)
+        async with self.cache.at_hand(job.blocks, to_keep=True):
+            self.cache.keep(job.blocks, computed)
         return found, computed, first_token

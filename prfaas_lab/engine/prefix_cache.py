@@ -100,14 +100,14 @@ class PrefixCache:
         self.pool.close()
 
     @asynccontextmanager
-    async def at_hand(self, prompt: Prompt) -> AsyncIterator[None]:
-        """Within, a lookup of `prompt` need not wait for the disk."""
-        keys = self.pool.on_disk(prompt) if self._spill else ()
+    async def at_hand(self, prompt: Prompt, *, to_keep: bool = False) -> AsyncIterator[None]:
+        """Within, a lookup of `prompt` need not wait for the disk; or, `to_keep`, taking in more of it."""
+        keys = self.pool.on_disk(prompt, to_insert=to_keep) if self._spill else ()
         if self._spill is None or not keys:
             yield
             return
-        await self._spill.read_ahead(keys)
         try:
+            await self._spill.read_ahead(keys)
             yield
         finally:
             self._spill.let_go(keys)

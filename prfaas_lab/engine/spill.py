@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from prfaas_lab.engine.kept import Kept
 from prfaas_lab.kvcache import CacheError, DirectoryTier
@@ -22,6 +25,14 @@ UNWRITTEN_BYTES = 64 * 2**20
 """What may wait to be written, in memory and beyond the budget: then the disk is too slow to spill to."""
 
 
+class _Unwritten(NamedTuple):
+    """What waits to be written. The `number` tells it from what had the same key before."""
+
+    number: int
+    payload: Kept
+    size_bytes: int
+
+
 class SpillTier:
     """A `DirectoryTier` behind two threads of its own: one writes and removes in order, one reads."""
 
@@ -30,7 +41,10 @@ class SpillTier:
         self._files = DirectoryTier(path, budget_bytes, encode=encode, decode=decode)
         self._most_unwritten_bytes, self._unwritten_bytes = unwritten_bytes, 0
         self._sizes: dict[int, int] = {}
-        self._unwritten: dict[int, Kept] = {}
+        self._unwritten: dict[int, _Unwritten] = {}
+        self._numbers = count()
+        self._wanted: Counter[int] = Counter()
+        """By how many lookups that are about to happen."""
         self._read: dict[int, Kept] = {}
         self._lock = Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="spill")
@@ -43,39 +57,42 @@ class SpillTier:
         with self._lock:
             if self._unwritten_bytes + size_bytes > self._most_unwritten_bytes:
                 raise CacheError("cannot spill: the disk is too slow", remedy="give the cache more memory")
-            self._unwritten[key] = payload
+            waiting = self._unwritten[key] = _Unwritten(next(self._numbers), payload, size_bytes)
             self._unwritten_bytes += size_bytes
         self._sizes[key] = size_bytes
         self.used_bytes += size_bytes
-        self._writer.submit(self._write, key, size_bytes)
+        self._writer.submit(self._write, key, waiting.number)
 
     def get(self, key: int) -> Kept:
         with self._lock:
-            found = self._unwritten.get(key) or self._read.get(key)
-        if found is None:
-            found = self._files.get(key)
-        return found
+            waiting, found = self._unwritten.get(key), self._read.get(key)
+        if waiting is not None:
+            return waiting.payload
+        return self._files.get(key) if found is None else found
 
     def drop(self, key: int) -> None:
-        size_bytes = self._sizes.pop(key)
-        self.used_bytes -= size_bytes
+        self.used_bytes -= self._sizes.pop(key)
         with self._lock:
             self._read.pop(key, None)
-            self._forget_unwritten(key, size_bytes)
+            self._forget_unwritten(key)
         self._writer.submit(self._remove, key)
 
     async def read_ahead(self, keys: Collection[int]) -> None:
-        """Read what a lookup is about to need. What is not dropped by it is to be `let_go`."""
+        """Read what a lookup is about to need. To be `let_go` once, however this ends."""
         with self._lock:
-            wanted = [key for key in keys if key not in self._unwritten and key not in self._read]
-        if wanted:
-            await asyncio.get_running_loop().run_in_executor(self._reader, self._read_all, wanted)
+            self._wanted.update(keys)
+            absent = [key for key in keys if key not in self._unwritten and key not in self._read]
+        if absent:
+            await asyncio.get_running_loop().run_in_executor(self._reader, self._read_all, absent)
 
     def let_go(self, keys: Collection[int]) -> None:
-        """Keep no longer in memory what was read ahead."""
+        """Keep no longer in memory what was read ahead, unless another lookup wants it too."""
         with self._lock:
+            self._wanted.subtract(keys)
             for key in keys:
-                self._read.pop(key, None)
+                if not self._wanted[key]:
+                    del self._wanted[key]
+                    self._read.pop(key, None)
 
     def close(self) -> None:
         """Stop, and remove every file."""
@@ -84,27 +101,32 @@ class SpillTier:
         self._files.close()
         self._sizes.clear()
         self._unwritten.clear()
+        self._wanted.clear()
         self._read.clear()
         self.used_bytes = self._unwritten_bytes = 0
 
     # -- in the threads --
 
-    def _write(self, key: int, size_bytes: int) -> None:
+    def _write(self, key: int, number: int) -> None:
         with self._lock:
-            payload = self._unwritten.get(key)
-        if payload is None:
-            return  # dropped before it was written
+            waiting = self._unwritten.get(key)
+        if waiting is None or waiting.number != number:
+            return  # dropped before it was written, and perhaps put again: that is another turn's
         try:
-            self._files.put(key, payload, size_bytes)
+            self._files.put(key, waiting.payload, waiting.size_bytes)
         except CacheError:
             return  # the file is not there: found out, and forgotten, when it is asked for
         finally:
             with self._lock:
-                self._forget_unwritten(key, size_bytes)
+                if self._unwritten.get(key) is waiting:
+                    self._forget_unwritten(key)
+                    if key in self._wanted:
+                        self._read[key] = waiting.payload
 
-    def _forget_unwritten(self, key: int, size_bytes: int) -> None:
-        if self._unwritten.pop(key, None) is not None:
-            self._unwritten_bytes -= size_bytes
+    def _forget_unwritten(self, key: int) -> None:
+        waiting = self._unwritten.pop(key, None)
+        if waiting is not None:
+            self._unwritten_bytes -= waiting.size_bytes
 
     def _remove(self, key: int) -> None:
         if key in self._files:
@@ -112,12 +134,15 @@ class SpillTier:
 
     def _read_all(self, keys: Collection[int]) -> None:
         for key in keys:
+            if key not in self._wanted:
+                continue  # whoever asked has gone
             try:
                 found = self._files.get(key)
             except CacheError:
                 continue  # the lookup meets it again, and drops it
             with self._lock:
-                self._read[key] = found
+                if key in self._wanted:
+                    self._read[key] = found
 
 
 def encode(kept: Kept) -> bytes:

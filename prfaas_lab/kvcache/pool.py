@@ -78,10 +78,12 @@ class Pool:
         chosen = self._snapshot_policy(progress)
         return tuple(b * self.geometry.block_tokens for b in sorted(chosen) if hit < b <= end)
 
-    def on_disk(self, prompt: Prompt) -> tuple[int, ...]:
-        """What `acquire` would have to read back: keys of the second tier. Changes nothing."""
+    def on_disk(self, prompt: Prompt, *, to_insert: bool = False) -> tuple[int, ...]:
+        """What `acquire`, or `insert`, would have to read back: keys of the second tier. Changes nothing."""
         path = self._walk(prompt)
         items = self._needed(path[: self._index.usable(path, prompt.reusable_blocks)])
+        if to_insert:
+            items = tuple(node.kv for node in path)
         return tuple(item.serial for item in items if item.tier == DISK)
 
     def acquire(self, prompt: Prompt) -> Lease:

@@ -45,7 +45,8 @@ class CachePorts:
                 received = await incoming.done()
             finally:
                 incoming.cancel()
-            usable_tokens = self._cache.adopt(prompt, landing.segments, decoded_from=order.decoded_from)
+            async with self._cache.at_hand(prompt, to_keep=True):
+                usable_tokens = self._cache.adopt(prompt, landing.segments, decoded_from=order.decoded_from)
             await stages.say("received", usable_tokens=usable_tokens, **asdict(received))
             await stages.say("cache", **news_of(self._cache.pool, in_full=False))
         return stages.response
@@ -73,8 +74,8 @@ class CachePorts:
                     f"came to {produced.tokens} tokens, which {len(prompt.blocks)} blocks do not name",
                     where=request_id,
                 )
-            self._cache.keep_produced(prompt, produced)
-            async with self._cache.at_hand(prompt):
+            async with self._cache.at_hand(prompt, to_keep=True):
+                self._cache.keep_produced(prompt, produced)
                 segments = self._cache.produced_beyond(prompt, order.held_tokens, produced)
             await self._out(order, produced.tokens, segments, stages)
         await stages.say("cache", **news_of(self._cache.pool, in_full=False))

@@ -266,7 +266,8 @@ class DecodeRole:
                 first_token = landing.settle()
                 await stages.say("received", **asdict(received))
                 if self._cache and blocks:
-                    self._cache.keep_received(blocks, cache)
+                    async with self._cache.at_hand(blocks, to_keep=True):
+                        self._cache.keep_received(blocks, cache)
                     await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
                 await self._generate(order, first_token, stages)
             finally:
