@@ -151,8 +151,9 @@ async def test_only_what_the_prefill_engine_lacks_is_handed_over(qwen: PreTraine
 async def test_an_answer_that_came_to_no_boundary_leaves_nothing(qwen: PreTrainedModel) -> None:
     async with AsyncExitStack() as stack, Site(qwen, stack) as site:
         await site.turn(text(1, CHUNK + 3), 20)
-        with pytest.raises(EngineError, match="nothing is kept"):
-            await site.answers.take("r1")
+        async with asyncio.timeout(0.5):
+            with pytest.raises(EngineError, match="nothing is kept"):
+                await site.answers.take("r1")
 
 
 async def test_an_answer_without_room_is_refused_at_once(qwen: PreTrainedModel) -> None:
@@ -170,6 +171,9 @@ async def test_answers_nobody_asks_for_take_no_more_than_their_limit(qwen: PreTr
         stats = site.far.pool.stats()
         assert stats.transfers == 4
         assert stats.pinned_bytes == 4 * site.layout.request_bytes(CHUNK)
+        async with asyncio.timeout(0.5):  # who asks for one that was dropped must not hold up the others
+            with pytest.raises(EngineError, match="nothing is kept"):
+                await site.answers.take("r1")
 
 
 async def test_what_decode_computed_is_what_prefill_computes_but_for_rounding(model: PreTrainedModel) -> None:
