@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from prfaas_lab.kvcache import Geometry, Pool
 from prfaas_lab.lab.cache_news import PromptNames, news_of
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
-from prfaas_lab.lab.replication import advised, engines_for, tokens_of
+from prfaas_lab.lab.replication import FUTILE_S, INTERVAL_S, advised, engines_for, replicate, tokens_of
+from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router import DatacenterView, PathView, View
 
@@ -111,7 +115,8 @@ def test_names_cross_as_text_and_come_back() -> None:
     assert PromptNames.model_validate_json(PromptNames.of(prompt).model_dump_json()).prompt() == prompt
 
 
-def test_a_prefix_that_is_hot_elsewhere_is_advised_over_a_link_with_room() -> None:
+def wanted_elsewhere() -> tuple[Lab, PathView, View]:
+    """A prefix that the west has and the east asks for, over an idle link."""
     lab = Lab()
     lab.put("west-p0", 4)
     lab.tell("west-p0")
@@ -121,7 +126,36 @@ def test_a_prefix_that_is_hot_elsewhere_is_advised_over_a_link_with_room() -> No
         engine.computed_tokens, engine.computing_s = 1000, 10.0
         engine.changed()
     way = PathView(source="west", destination="east", rate_bps=1e6, rtt_s=0.01)
-    idle = replace(lab.view(), paths=(way,))
+    return lab, way, replace(lab.view(), paths=(way,))
+
+
+@pytest.mark.parametrize(
+    ("finds_room", "made_at"), [(True, [INTERVAL_S]), (False, [INTERVAL_S, INTERVAL_S + FUTILE_S])]
+)
+def test_a_copy_that_finds_no_room_is_not_made_over_and_over(finds_room: bool, made_at: list[float]) -> None:
+    lab, _, idle = wanted_elsewhere()
+    made: list[float] = []
+
+    class Copies:
+        async def copy(self, *_: object, **__: object) -> bool:
+            made.append(asyncio.get_running_loop().time())
+            if finds_room:
+                lab.put("east-p0", 4)
+                lab.tell("east-p0")
+            return True
+
+    async def main() -> None:
+        ledger = Ledger(asyncio.get_running_loop().time, 0.0)
+        async with asyncio.timeout(1.5 * FUTILE_S):
+            await replicate(lab.manager, Copies(), lambda: idle, ledger)  # type: ignore[arg-type]
+
+    with pytest.raises(TimeoutError):
+        run_virtual(main())
+    assert made == made_at
+
+
+def test_a_prefix_that_is_hot_elsewhere_is_advised_over_a_link_with_room() -> None:
+    lab, way, idle = wanted_elsewhere()
     (advice, *_) = advised(lab.manager, idle, 0.0)
     assert (advice.source, advice.destination, tokens_of(advice.prompt)) == ("west", "east", 16)
     assert engines_for(lab.manager, advice, idle) == ("west-p0", "east-p0")
