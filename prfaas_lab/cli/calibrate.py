@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 import yaml
 
+from prfaas_lab.lab.run_profile import profile_of_run
 from prfaas_lab.metrics.files import write_atomically
+from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import Model
 
 
@@ -19,19 +21,31 @@ def calibrate(
     ] = None,
     chunk: Annotated[int, typer.Option(min=64, help="Prefill chunk, in tokens.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Tries of each; the fastest counts.")] = 3,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="From this run of the real model: what its engines took together."),
+    ] = None,
 ) -> None:
     """Measure a real model on this machine: prefill and decode times and KVCache sizes, as a profile.
+
+    Measured alone, on one core; or with --run as the engines of a run had it, which share the cores.
 
     Name the file as a datacenter's `hardware:` to plan for it, or to pace or simulate engines by it.
 
     \b
     Next: prfaas-lab calibrate qwen3-next-tiny --out mine.yaml
+          prfaas-lab calibrate --run runs/bursty --out together.yaml
+          prfaas-lab validate-sim scenarios/bursty.yaml --profile together.yaml
     """
-    from prfaas_lab.model.torch_calibrate import calibrate as measure  # torch is only needed here
-
-    profile = measure(Model(name=model), chunk_tokens=chunk, repeats=repeats)
+    profile = profile_of_run(run) if run else _alone(Model(name=model), chunk, repeats)
     text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False, width=100)
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_atomically(out, text)
+
+
+def _alone(model: Model, chunk: int, repeats: int) -> Profile:
+    from prfaas_lab.model.torch_calibrate import calibrate as measure  # torch is only needed here
+
+    return measure(model, chunk_tokens=chunk, repeats=repeats)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import resources
@@ -87,6 +88,18 @@ class Curve(Spec):
         if len(self.knots) == 1:
             return (), ((self.knots[0][1], 0.0),)
         return self.inner_knots(), tuple(_line(a, b) for a, b in pairwise(self.knots))
+
+
+def rising(knots: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Measured knots as a curve takes them. A longer input never costs less: what noise turned round is
+    made level. The first knots may not lead below zero at 0 either, so the first is at least its share
+    of the second."""
+    level: list[tuple[int, float]] = []
+    for x, y in knots:
+        level.append((x, max(y, level[-1][1]) if level else y))
+    for (x0, y0), (x1, y1) in list(pairwise(level))[:1]:
+        level[0] = x0, max(y0, y1 * x0 / x1)
+    return tuple(level)
 
 
 class PrefillCurve(Curve):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from prfaas_lab.model.buffers import chunk_spans
-from prfaas_lab.model.profile import CacheCurve, Decode, PrefillCurve, Profile, StepCurve
+from prfaas_lab.model.profile import CacheCurve, Decode, PrefillCurve, Profile, StepCurve, rising
 from prfaas_lab.model.torch_batch import DecodeBatch
 from prfaas_lab.model.torch_build import build, one_thread
 from prfaas_lab.model.torch_cache import layout_of, new_cache
@@ -56,14 +56,14 @@ def calibrate(spec: Model, *, chunk_tokens: int, repeats: int) -> Profile:
         hardware=name,
         model=name,
         gpus=1,
-        prefill=PrefillCurve(source=how + f"chunks of {chunk_tokens}", knots=_rising(prefill_s)),
+        prefill=PrefillCurve(source=how + f"chunks of {chunk_tokens}", knots=rising(prefill_s)),
         kvcache=CacheCurve(
             source="the layout of the built model",
             knots=tuple((n, layout.request_bytes(n)) for n in (LENGTHS[0], LENGTHS[-1])),
         ),
         decode=Decode(
             bs_max=BATCHES[-1],
-            step=StepCurve(source=how + f"{_CONTEXT_TOKENS} tokens of context", knots=_rising(steps)),
+            step=StepCurve(source=how + f"{_CONTEXT_TOKENS} tokens of context", knots=rising(steps)),
         ),
     )
 
@@ -76,14 +76,3 @@ def _least(tries: Sequence[Callable[[], object]]) -> float:
         work()
         seconds.append(time.thread_time() - began)
     return min(seconds)
-
-
-def _rising(knots: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """A longer input never costs less: what noise turned round is made level. The first knots may not
-    lead below zero at 0 either, so the first is at least its share of the second."""
-    level: list[tuple[int, float]] = []
-    for x, y in knots:
-        level.append((x, max(y, level[-1][1]) if level else y))
-    (x0, y0), (x1, y1) = level[:2]
-    level[0] = x0, max(y0, y1 * x0 / x1)
-    return tuple(level)
