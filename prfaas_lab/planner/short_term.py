@@ -8,7 +8,11 @@ the PrfaaS side than at home, the threshold lies above the plan's, and while it 
                   KVCache that has still to cross / what the way gives
     wait_home   = queue of the idlest home engine
     imbalance   = wait_prfaas - wait_home
-    threshold   = planned * exp(excess / (2 * band_s + (wait_prfaas + wait_home) / 4))
+    factor      = exp(excess / (2 * band_s + (wait_prfaas + wait_home) / 4))
+    threshold   = the larger of planned * factor and BASE_TOKENS * (factor - 1)
+
+The second term is for plans near 0, which no factor lifts: they rise as if from `BASE_TOKENS`, and rest
+where they are. It is the smaller of the two for every plan of at least so many tokens.
 
 What has still to cross counts from the moment a request is placed, and what the way gives is what its
 senders measure (planner.egress). Both are known without delay, so a proportional law needs no memory of
@@ -34,6 +38,8 @@ SCARCE_ABOVE = 0.9
 ABUNDANT_BELOW = 0.7
 LOWEST = 1 / 16
 """Of the plan's threshold: it never falls further."""
+BASE_TOKENS = 256
+"""From which a smaller plan's threshold rises."""
 Direction = Literal["rising", "falling", "resting"]
 
 
@@ -76,8 +82,9 @@ def follow_plan(state: ShortTerm, planned: float) -> ShortTerm:
     state, before = replace(state, planned=planned), state
     if not state.up:
         return state
-    moved = before.threshold * planned / before.planned if before.planned else planned
-    return replace(state, threshold=_bounded(state, moved))
+    if before.planned >= BASE_TOKENS:
+        return replace(state, threshold=_bounded(state, before.threshold * planned / before.planned))
+    return replace(state, threshold=_bounded(state, before.threshold + planned - before.planned))
 
 
 def tick(state: ShortTerm, seen: Signals) -> ShortTerm:
@@ -92,11 +99,11 @@ def tick(state: ShortTerm, seen: Signals) -> ShortTerm:
     prfaas_s = max(seen.prfaas_queue_s, seen.egress_s if scarce else 0.0)
     excess_s = _excess_s(state, prfaas_s, seen.home_queue_s)
     direction: Direction = "rising" if excess_s > 0 else "falling" if excess_s < 0 else "resting"
-    softness_s = 2 * state.band_s + (prfaas_s + seen.home_queue_s) / 4
+    factor = math.exp(excess_s / (2 * state.band_s + (prfaas_s + seen.home_queue_s) / 4))
     return replace(
         state,
         up=True,
-        threshold=_bounded(state, state.planned * math.exp(excess_s / softness_s)),
+        threshold=_bounded(state, max(state.planned * factor, BASE_TOKENS * (factor - 1))),
         scarce=scarce,
         direction=direction,
         reason=("" if state.up else "the link is up again; ") + _reason(seen, direction, scarce),

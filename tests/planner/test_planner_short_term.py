@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas_lab.planner.short_term import LOWEST, ShortTerm, Signals, follow_plan, tick
+from prfaas_lab.planner.short_term import BASE_TOKENS, LOWEST, ShortTerm, Signals, follow_plan, tick
 
 START = ShortTerm(planned=20_000, threshold=20_000, longest=131_072, band_s=2.0)
 waits = st.floats(0, 100)
@@ -70,6 +70,31 @@ def test_a_fuller_or_congested_link_never_offloads_more(
     emptier, fuller = (tick(state, seen(queue_s, home_s, egress_s=egress_s, used=u)) for u in (low, high))
     congested = tick(state, seen(queue_s, home_s, egress_s=egress_s, used=high, congested=True))
     assert emptier.threshold <= fuller.threshold <= congested.threshold
+
+
+@given(st.floats(0, BASE_TOKENS), waits, waits)
+def test_a_plan_near_nothing_rises_too_and_comes_back(planned: float, queue_s: float, home_s: float) -> None:
+    small = ShortTerm(planned=planned, threshold=planned, longest=131_072, band_s=2.0)
+    risen = tick(small, seen(100.0))
+    assert risen.threshold > 5 * BASE_TOKENS
+    assert tick(small, seen(queue_s + 1.0, home_s)).threshold >= tick(small, seen(queue_s, home_s)).threshold
+    assert tick(risen, seen()).threshold == max(1.0, planned)
+
+
+@given(st.floats(BASE_TOKENS, 100_000), waits, waits)
+def test_the_base_for_small_plans_leaves_the_others_alone(
+    planned: float, queue_s: float, home_s: float
+) -> None:
+    usual = ShortTerm(planned=planned, threshold=planned, longest=1e9, band_s=2.0)
+    double = ShortTerm(planned=2 * planned, threshold=2 * planned, longest=1e9, band_s=2.0)
+    now, twice = (tick(state, seen(queue_s, home_s)) for state in (usual, double))
+    assert twice.threshold == 2 * now.threshold
+
+
+def test_a_new_plan_moves_a_threshold_that_rose_from_nothing_by_the_difference() -> None:
+    small = ShortTerm(planned=1.0, threshold=1.0, longest=131_072, band_s=2.0)
+    risen = tick(small, seen(100.0))
+    assert follow_plan(risen, 1000.0).threshold == risen.threshold + 999.0
 
 
 def test_kvcache_in_front_of_the_link_counts_while_bandwidth_is_scarce() -> None:
