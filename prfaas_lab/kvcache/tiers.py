@@ -80,9 +80,17 @@ class DirectoryTier:
         self.used_bytes = 0
         self._path, self._encode, self._decode = path, encode, decode
         self._sizes: dict[int, int] = {}
-        self._made = not path.exists()
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        try:
+            self._made = not path.exists()
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            strange = any(path.iterdir())
+        except OSError as error:
+            raise CacheError(
+                f"the cache's directory cannot be made: {error.strerror}",
+                where=str(path),
+                remedy="make room there, point TMPDIR at a disk that has some, or leave out cache.disk",
+            ) from error
+        if strange:
             raise CacheError("the directory is not empty", where=str(path), remedy="give the cache its own")
 
     def put(self, key: int, payload: Payload, size_bytes: int) -> None:

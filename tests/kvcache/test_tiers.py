@@ -117,6 +117,13 @@ def test_a_directory_with_strange_files_is_refused(tmp_path: Path) -> None:
         DirectoryTier(tmp_path, 100)
 
 
+def test_a_directory_that_cannot_be_made_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("a file, where a directory would have to be")
+    with pytest.raises(CacheError, match="cannot be made: Not a directory") as caught:
+        DirectoryTier(tmp_path / "full" / "kv", 100)
+    assert "cache.disk" in caught.value.remedy
+
+
 def test_closing_removes_what_was_written_and_nothing_else(tmp_path: Path) -> None:
     pool = Pool(GEOMETRY, ONE, spill=DirectoryTier(tmp_path / "kv", 1000))
     put(pool, A, 8)
