@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from prfaas_lab.spec.document import Document, PathInFile, Problem, Section, value_at
 from prfaas_lab.spec.quantities import FROM_FILE
 from prfaas_lab.spec.topology import Misfit, Spec
-from prfaas_lab.spec.words import known_keys, nearest, say, unknown_key
+from prfaas_lab.spec.words import keys_below, known_keys, nearest, say, unknown_key
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
@@ -36,7 +36,8 @@ def validate(model: type[SpecT], document: Document) -> tuple[SpecT | None, list
         for detail in unknown:
             path = path_in_file(document.root, detail["loc"])
             known = known_keys(model, document.root, path[:-1])
-            problems.append(document.problem(path, unknown_key(str(path[-1]), known)))
+            below = keys_below(model, document.root, path[:-1])
+            problems.append(document.problem(path, unknown_key(str(path[-1]), known, below)))
             _put_right(value_at(document.root, path[:-1]), str(path[-1]), known)
 
 

@@ -102,9 +102,9 @@ def _quoted(value: object) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """A key that a section does not have, and the one that was probably meant."""
-    near = nearest(key, known)
+def unknown_key(key: str, known: Sequence[str], below: Sequence[str] = ()) -> str:
+    """A key that a section does not have, and the one that was probably meant: of its own, or `below` it."""
+    near = nearest(key, known) or next((path for path in below if path.endswith(f".{key}")), None)
     remedy = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
     return f"unknown key {_quoted(key)} ({remedy})"
 
@@ -122,6 +122,17 @@ def known_keys(model: type[BaseModel], root: Section, path: PathInFile) -> list[
     """The keys that the model allows in the section at a path."""
     arms = _arms(model, root, path)
     return [key for arm in arms for key in arm.model_fields]
+
+
+def keys_below(model: type[BaseModel], root: Section, path: PathInFile) -> list[str]:
+    """The keys of the sections that the model allows in that one: `cache.memory`."""
+    return [
+        f"{name}.{key}"
+        for arm in _arms(model, root, path)
+        for name, field in arm.model_fields.items()
+        for inner in _arms(field.annotation, None, ())
+        for key in inner.model_fields
+    ]
 
 
 def _arms(annotation: Any, value: Any, path: PathInFile) -> list[type[BaseModel]]:
