@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -14,6 +15,10 @@ from prfaas_lab.errors import SpecError
 from prfaas_lab.spec.scenario import Resolved, Scenario
 from prfaas_lab.spec.topology import Misfit
 from prfaas_lab.spec.words import say
+
+CacheOption = Annotated[
+    str | None, typer.Option(help="off: without the prefix cache, on the same seed.", metavar="on|off")
+]
 
 
 def found(file: Path) -> Path:

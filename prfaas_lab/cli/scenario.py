@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from prfaas_lab.cli.asked import found, fresh_directory, overridden
+from prfaas_lab.cli.asked import CacheOption, found, fresh_directory, overridden
+from prfaas_lab.cli.ended import check
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.engine.corruption import Corruption
-from prfaas_lab.errors import RunFailed
 from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.deployment import Options
-from prfaas_lab.lab.run import Outcome, run_scenario
+from prfaas_lab.lab.run import run_scenario
 from prfaas_lab.spec.load import load_scenario
 
 _SIGNAL_STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
@@ -40,9 +40,7 @@ def scenario(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Another workload and network of the same kind.")
     ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="off: without the prefix cache, on the same seed.", metavar="on|off")
-    ] = None,
+    cache: CacheOption = None,
     compression: Annotated[
         str | None,
         typer.Option(help="How KVCache crosses: as it is, lossless or lossy.", metavar="none|zstd|int8"),
@@ -82,21 +80,6 @@ def scenario(
     )
     outcome = run_scenario(resolved, options, lambda ledger: screen_for(ledger, headless=headless))
     print_summary(outcome.summary, files=str(options.out))
-    _exit(outcome)
-
-
-def _exit(outcome: Outcome) -> None:
-    summary = outcome.summary
     if outcome.stopped is not None:
         raise typer.Exit(_SIGNAL_STATUS[outcome.stopped])
-    faults = []
-    if summary["verify"]["mismatched"]:
-        faults.append(f"{summary['verify']['mismatched']} outputs differ from one-process generation")
-    if summary["failed"]:
-        faults.append(f"{summary['failed']} of {summary['submitted']} requests failed")
-    if summary["fidelity"]["verdict"] == "INVALID" and not faults:
-        faults.append("the run is INVALID: " + "; ".join(summary["fidelity"]["reasons"]))
-    if faults:
-        raise RunFailed(
-            "; ".join(faults), remedy="see requests.jsonl and the engines' logs beside the summary"
-        )
+    check(outcome.summary, remedy="see requests.jsonl and the engines' logs beside the summary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -117,6 +118,19 @@ def test_results_that_cannot_be_written_are_refused_in_words(command: str) -> No
     assert finished.returncode == 1
     assert "pyproject.toml: results cannot be written here" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_a_simulation_whose_requests_failed_says_so_and_fails(tmp_path: Path) -> None:
+    finished = lab("simulate", "scenarios/smoke.yaml", "--policy", "balanced", "--out", str(tmp_path))
+    assert finished.returncode == 1
+    assert "has no share to offload" in finished.stdout
+    assert "12 of 12 requests failed" in finished.stderr
+
+
+def test_a_simulation_can_go_without_its_prefix_cache(tmp_path: Path) -> None:
+    finished = lab("simulate", "scenarios/multi-turn.yaml", "--cache", "off", "--out", str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["total_cached_tokens"] == 0
 
 
 def test_a_shipped_scenario_is_found_by_its_bare_name() -> None:
