@@ -138,10 +138,12 @@ class Scheduler:
             unsubscribe()
 
     async def _replan(self, home: str, setting: Setting) -> None:
-        prefill = [e for e in self._engines.values() if e.datacenter == home and e.role == "prefill"]
+        prefill, decode = self._alive(home, "prefill"), self._alive(home, "decode")
+        if not prefill or not decode:
+            return
         settings = self._settings
         decision = replan(
-            setting,
+            _of_instances(setting, len(prefill) + len(decode)),
             len(prefill),
             self._state.planned,
             margin=settings.margin,
@@ -149,15 +151,22 @@ class Scheduler:
             period_s=settings.long,
             requests=len(self._seen),
         )
-        self._follow(decision)
+        before = self._state.planned
+        self._follow(float(decision.threshold_tokens), decision.reason)
         if decision.convert:
-            await self._convert(home, decision)
+            candidates = decode if decision.convert > 0 else prefill  # two at least: one is always left
+            engine = min(candidates, key=lambda e: (e.waiting_s, len(e.orders), e.name))
+            failure = await self._convert(engine, decision)
+            if failure:
+                self._follow(before, failure)
 
-    def _follow(self, decision: Decision) -> None:
-        planned = float(decision.threshold_tokens)
+    def _follow(self, planned: float, reason: str) -> None:
         if abs(planned - self._state.planned) > _WORTH_TELLING * self._state.planned:
             self._state = follow_plan(self._state, planned)
-            self._tell(f"long term: {decision.reason}")
+            self._tell(f"long term: {reason}")
+
+    def _alive(self, home: str, role: str) -> list[Engine]:
+        return [e for e in self._engines.values() if e.datacenter == home and e.role == role and e.alive]
 
     def _setting(self) -> Setting | None:
         """The planning problem of the last window; None while it is too thin."""
@@ -181,22 +190,22 @@ class Scheduler:
         factor = scenario.time_scale / scenario.scale if paced else 1.0
         return with_rate(setting, max(1.0, rate_bps * factor))
 
-    async def _convert(self, home: str, decision: Decision) -> None:
-        """Drain, switch, rejoin. The engine takes nothing new from the decision on."""
+    async def _convert(self, engine: Engine, decision: Decision) -> str:
+        """Drain, switch, rejoin; what kept it from that, if anything did. The engine takes nothing new from
+        the decision on, and takes up its old role where it has not drained within a window: by then, what
+        was decided on is over."""
         role, other = ("decode", "prefill") if decision.convert > 0 else ("prefill", "decode")
-        candidates = [
-            e for e in self._engines.values() if e.datacenter == home and e.role == role and e.alive
-        ]
-        if len(candidates) < 2:
-            return
-        engine = min(candidates, key=lambda e: (e.waiting_s, len(e.orders), e.name))
         began_s = self._ledger.now()
         engine.draining = True
         try:
-            while engine.orders:  # noqa: ASYNC110 - drains in seconds, and nobody else needs to know
+            while engine.orders and engine.alive:
+                if self._ledger.now() - began_s > self._window_s:
+                    return f"{engine.name} did not drain"
                 await asyncio.sleep(self._short_s)
             drained_s = self._ledger.now()
             await asyncio.sleep(self._switch_s)
+            if not engine.alive:
+                return f"{engine.name} died"
             engine.become("prefill" if other == "prefill" else "decode")
         finally:
             engine.draining = False
@@ -211,10 +220,17 @@ class Scheduler:
                 reason=decision.reason,
             )
         )
+        return ""
 
     def _observe(self, event: ev.Event) -> None:
         if isinstance(event, ev.RequestSubmitted):
             self._seen.append((event.at_s, event.prompt_tokens, event.output_tokens))
+
+
+def _of_instances(setting: Setting, alive: int) -> Setting:
+    """With so many instances at the one local site."""
+    (site,) = setting.fleet.local
+    return replace(setting, fleet=replace(setting.fleet, local=(replace(site, instances=alive),)))
 
 
 def _shortest_queues(engines: Sequence[EngineView]) -> dict[str, float]:

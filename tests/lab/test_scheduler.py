@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prfaas_lab.lab.arrange import arrange
+from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.scheduler import Scheduler
 from prfaas_lab.lab.simulate import Simulation, simulate
@@ -18,6 +19,10 @@ from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.metrics.codec import decode
 from prfaas_lab.metrics.events import Event, PlanChanged, RequestSubmitted, RoleChanged
 from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.planner.fleet import fleet_of
+from prfaas_lab.planner.lengths import law_of
+from prfaas_lab.planner.planning import CASE_PROMPT
+from prfaas_lab.planner.setting import Setting
 from prfaas_lab.router import POLICIES, PathView, Placement, Plan, View
 from prfaas_lab.spec import load_scenario
 from prfaas_lab.spec.scenario import Event as ScenarioEvent
@@ -127,3 +132,89 @@ def test_a_link_that_gives_nothing_is_left_alone_until_it_gives_again(tmp_path: 
     assert not any(row["offloaded"] for row in rows if down.at_s < row["submitted_s"] < up.at_s)
     assert any(row["offloaded"] for row in rows if row["submitted_s"] > up.at_s + 1.0)
     assert summary["failed"] == 0
+
+
+class Deployment:
+    """The scheduler of `drift` before engines of which nobody asks anything."""
+
+    def __init__(self, prefill: int, decode: int) -> None:
+        resolved = load_scenario(SCENARIOS / "drift.yaml")
+        (home,) = resolved.topology.local
+        self.home = home
+        self.engines = {
+            f"{role[0]}{number}": Engine(
+                name=f"{role[0]}{number}", datacenter=home, role=role, client=None, capacity=1  # type: ignore[arg-type]
+            )
+            for role, count in (("prefill", prefill), ("decode", decode))
+            for number in range(count)
+        }  # fmt: skip
+        self.ledger = Ledger(asyncio.get_running_loop().time, 0.0)
+        self.told: list[Event] = []
+        self.ledger.subscribe(self.told.append)
+        self.service = SimpleNamespace(plan=Plan(threshold_tokens=19_400))
+        self.scheduler = Scheduler(resolved, self.service, self.engines, self.ledger)  # type: ignore[arg-type]
+        self.setting = Setting(
+            fleet=fleet_of(resolved.topology), prompts=law_of(CASE_PROMPT), output_tokens=64, mode="exact"
+        )
+        """Short answers: the more instances prefill, the better, and with a lower threshold."""
+
+    async def replan(self) -> None:
+        async with asyncio.timeout(3600):
+            await self.scheduler._replan(self.home, self.setting)
+
+    def roles(self) -> list[str]:
+        return sorted(engine.role for engine in self.engines.values())
+
+    def busy(self, role: str) -> None:
+        for engine in self.engines.values():
+            if engine.role == role:
+                engine.orders.add("r1")
+
+
+def test_an_idle_instance_converts() -> None:
+    async def run() -> None:
+        lab = Deployment(3, 5)
+        await lab.replan()
+        assert lab.roles() == ["decode"] * 4 + ["prefill"] * 4
+        assert any(isinstance(event, RoleChanged) for event in lab.told)
+
+    run_virtual(run())
+
+
+def test_engines_that_died_are_no_part_of_the_plan() -> None:
+    async def run() -> None:
+        lab = Deployment(3, 5)
+        for name in ("p0", "d0", "d1"):
+            lab.engines[name].alive = False
+        await lab.replan()
+        (changed,) = [event for event in lab.told if isinstance(event, RoleChanged)]
+        assert "at N_p 2," in changed.reason
+        assert "best 4" in changed.reason, "of the five that live, one decodes"
+
+    run_virtual(run())
+
+
+def test_an_instance_that_dies_while_it_drains_keeps_its_role_and_the_plan_is_the_old_one() -> None:
+    async def run() -> None:
+        lab = Deployment(3, 5)
+        lab.busy("decode")
+        loop = asyncio.get_running_loop()
+        loop.call_later(1.0, lambda: [setattr(lab.engines[f"d{n}"], "alive", False) for n in range(5)])
+        await lab.replan()
+        assert lab.roles() == ["decode"] * 5 + ["prefill"] * 3
+        assert not any(isinstance(event, RoleChanged) for event in lab.told)
+        assert lab.scheduler._state.planned == pytest.approx(19_400, rel=0.1)
+
+    run_virtual(run())
+
+
+def test_an_instance_that_does_not_drain_goes_on_in_its_role() -> None:
+    async def run() -> None:
+        lab = Deployment(3, 5)
+        lab.busy("decode")
+        await lab.replan()
+        assert lab.roles() == ["decode"] * 5 + ["prefill"] * 3
+        assert not any(engine.draining for engine in lab.engines.values())
+        assert lab.scheduler._state.planned == pytest.approx(19_400, rel=0.1)
+
+    run_virtual(run())
