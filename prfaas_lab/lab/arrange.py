@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from prfaas_lab.planner import lengths
 from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.fleet import fleet_of
 from prfaas_lab.planner.search import deploy
 from prfaas_lab.planner.setting import Setting
+from prfaas_lab.planner.whole_lengths import whole_lengths
 from prfaas_lab.spec.scenario import Policy, Resolved, Scenario
 from prfaas_lab.spec.topology import Engines, Topology
-from prfaas_lab.workload.generate import generate
-from prfaas_lab.workload.request import FollowUp, Request
 
 _PLANNED: Mapping[str, PolicyName] = {
     "prfaas": "prfaas",
@@ -28,8 +24,6 @@ _PLANNED: Mapping[str, PolicyName] = {
     "balanced": "balanced",
 }
 """Which deployment a policy is given. Any other policy gets that of `prfaas`, and no prediction."""
-_SAMPLED = 500
-"""Sessions, or requests of a trace, that stand for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,37 +69,13 @@ def deployed(topology: Topology, deployment: Deployment) -> Topology:
 
 
 def _setting(resolved: Resolved) -> Setting:
-    prompts, output_tokens = _lengths(resolved.scenario)
+    prompts, output_tokens = whole_lengths(resolved.scenario)
     return Setting(
         fleet=fleet_of(resolved.topology, folder=Path(resolved.source).parent),
         prompts=prompts,
         output_tokens=output_tokens,
         mode="exact",
     )
-
-
-def _lengths(scenario: Scenario) -> tuple[lengths.LengthLaw, float]:
-    """The law of whole prompts, and the mean answer. Those of sessions and traces are what their first
-    requests have: no cache is reckoned with, so that a policy is given the same roles with one or without."""
-    workload = scenario.workload
-    if not workload.sessions and workload.prompt is not None and workload.output is not None:
-        return lengths.law_of(workload.prompt), lengths.mean(lengths.law_of(workload.output))
-    requests = generate(
-        workload, seed=scenario.seed, vocab_size=None, duration_s=scenario.duration, contents=False
-    )
-    seen = [each for first in islice(requests, _SAMPLED) for each in _session(first)]
-    return lengths.Discrete.of(prompt for prompt, _ in seen), fmean(output for _, output in seen)
-
-
-def _session(first: Request) -> Iterator[tuple[int, int]]:
-    """Tokens of each prompt and answer of a session."""
-    waiting: list[tuple[int, int, tuple[FollowUp, ...]]]
-    waiting = [(first.prompt_tokens, first.output_tokens, first.follow_ups)]
-    while waiting:
-        prompt_tokens, output_tokens, follow_ups = waiting.pop()
-        yield prompt_tokens, output_tokens
-        said = prompt_tokens + output_tokens
-        waiting += [(said + len(each.tokens), each.output_tokens, each.follow_ups) for each in follow_ups]
 
 
 def _with(resolved: Resolved, topology: Topology, **policy: Any) -> Resolved:

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from prfaas_lab.errors import LabError
 from prfaas_lab.model.profile import Floats
 from prfaas_lab.planner import lengths
 from prfaas_lab.planner.bound import Bound, best_rate
 from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.fleet import Fleet, fleet_of
 from prfaas_lab.planner.grid import grid
-from prfaas_lab.planner.lengths import law_of
+from prfaas_lab.planner.lengths import LengthLaw, law_of
 from prfaas_lab.planner.roles import role_choices
 from prfaas_lab.planner.search import deploy
 from prfaas_lab.planner.setting import Extensions, Setting
+from prfaas_lab.planner.whole_lengths import whole_lengths
 from prfaas_lab.spec import kind_of, load_scenario, load_topology
 from prfaas_lab.spec.scenario import Fixed, Lengths, LogNormal, Resolved
 from prfaas_lab.spec.topology import Topology
@@ -46,8 +46,13 @@ class PlanReport:
 
     name: str
     source: str
-    prompt: Lengths
-    output: Lengths
+    prompt: Lengths | None
+    output: Lengths | None
+    """As the file gives them; None where it is a trace that has them."""
+    prompts: LengthLaw
+    """Of whole prompts, as planned for: with sessions, longer than what each request adds."""
+    output_tokens: float
+    """The mean answer."""
     workload_assumed: bool
     """Whether the workload is the case study's, for want of one in the file."""
     fleet: Fleet
@@ -67,10 +72,11 @@ class PlanReport:
             "name": self.name,
             "source": self.source,
             "workload": {
-                "prompt": self.prompt.model_dump(mode="json"),
-                "output": self.output.model_dump(mode="json"),
+                "prompt": self.prompt and self.prompt.model_dump(mode="json"),
+                "output": self.output and self.output.model_dump(mode="json"),
                 "assumed": self.workload_assumed,
-                "mean_prompt_tokens": lengths.mean(law_of(self.prompt)),
+                "mean_prompt_tokens": lengths.mean(self.prompts),
+                "mean_output_tokens": self.output_tokens,
             },
             "fleet": _fleet_dict(self.fleet),
             "extensions": {key: value for key, value in asdict(self.extensions).items() if value is not None},
@@ -106,20 +112,16 @@ def plan(
             value.scenario.workload,
             value.source,
         )
-        if workload.prompt is None or workload.output is None:
-            raise LabError(
-                "a trace has no law of lengths to plan with",
-                where=f"{source}: workload",
-                remedy="give prompt and output instead (empirical takes a trace's lengths)",
-            )
         prompt, output = workload.prompt, workload.output
+        prompts, output_tokens = whole_lengths(value.scenario)
     else:
         name, topology, prompt, output = value.name, value, CASE_PROMPT, CASE_OUTPUT
+        prompts, output_tokens = law_of(CASE_PROMPT), lengths.mean(law_of(CASE_OUTPUT))
     folder = Path(source).parent if source else None
     setting = Setting(
         fleet=fleet_of(topology, folder=folder),
-        prompts=law_of(prompt),
-        output_tokens=lengths.mean(law_of(output)),
+        prompts=prompts,
+        output_tokens=output_tokens,
         extensions=extensions or Extensions(),
     )
     return _report(setting, name, source, prompt, output, not isinstance(value, Resolved), tuple(against))
@@ -129,8 +131,8 @@ def _report(
     setting: Setting,
     name: str,
     source: str,
-    prompt: Lengths,
-    output: Lengths,
+    prompt: Lengths | None,
+    output: Lengths | None,
     assumed: bool,
     against: tuple[PolicyName, ...],
 ) -> PlanReport:
@@ -143,6 +145,8 @@ def _report(
         source=source,
         prompt=prompt,
         output=output,
+        prompts=setting.prompts,
+        output_tokens=setting.output_tokens,
         workload_assumed=assumed,
         fleet=setting.fleet,
         extensions=setting.extensions,

@@ -9,8 +9,12 @@ from typer.testing import CliRunner
 
 from prfaas_lab.cli.plan import plan as plan_command
 from prfaas_lab.errors import LabError, SpecError
+from prfaas_lab.lab.arrange import arrange
+from prfaas_lab.planner import lengths
 from prfaas_lab.planner.planning import plan
+from prfaas_lab.spec import load_scenario
 
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
 CASE = Path(__file__).parents[2] / "topologies" / "paper-case-study.yaml"
 FIELDS = {
     "lambda_max", "threshold_tokens", "n_prfaas", "n_p", "n_d", "theta_prfaas", "theta_pd_p", "theta_pd_d",
@@ -108,3 +112,22 @@ workload:
     assert report.workload_assumed is False
     assert report.deployments["prfaas"].lambda_max == pytest.approx(report.exact["prfaas"].lambda_max)
     assert report.deployments["naive"].lambda_max > 4
+
+
+def test_sessions_are_planned_by_their_whole_prompts() -> None:
+    report = plan(SCENARIOS / "chats-case-study.yaml")
+    assert report.prompt is not None
+    assert lengths.mean(report.prompts) > 2 * lengths.mean(lengths.law_of(report.prompt))
+    assert report.as_dict()["workload"]["mean_prompt_tokens"] == lengths.mean(report.prompts)
+
+
+def test_a_trace_is_planned_by_its_own_lengths() -> None:
+    workload = plan(SCENARIOS / "mooncake.yaml").as_dict()["workload"]
+    assert workload["prompt"] is None
+    assert 1_000 < workload["mean_prompt_tokens"] < 131_072
+
+
+def test_plan_and_compare_see_the_same_lengths() -> None:
+    resolved = load_scenario(SCENARIOS / "chats-case-study.yaml")
+    predicted = arrange(resolved, "prfaas").predicted
+    assert predicted == plan(resolved).exact["prfaas"]
