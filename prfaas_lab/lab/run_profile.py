@@ -26,18 +26,21 @@ Row = dict[str, Any]
 
 
 def profile_of_run(folder: Path) -> Profile:
-    """The profile of a run's engines, from its `requests.jsonl`: means over all prompts of a length, and
-    over all decode steps of a batch size. Only prompts that were computed whole count.
+    """The profile of a run's engines, from its `requests.jsonl`: means over all prompts of a length that
+    were computed whole, and over all decode steps of a batch size.
 
     Raises LabError when the folder holds no run of a real model, or too few requests.
     """
     scenario = load_scenario(_there(folder / "scenario.yaml")).scenario
     if scenario.engine.executor == "paced":
         raise LabError("its engines were paced by a profile already", where=str(folder))
-    rows = list(_computed(_there(folder / "requests.jsonl")))
-    if len(rows) < _LEAST_REQUESTS:
+    rows = list(_completed(_there(folder / "requests.jsonl")))
+    whole = [row for row in rows if not row["cached_tokens"]]
+    decoded = [row for row in rows if row["last_token_s"] > row["first_token_s"]]
+    if min(len(whole), len(decoded)) < _LEAST_REQUESTS:
         raise LabError(
-            f"{len(rows)} requests were computed whole, and {_LEAST_REQUESTS} are needed",
+            f"{len(whole)} prompts were computed whole and {len(decoded)} answers had several tokens, and "
+            f"{_LEAST_REQUESTS} of each are needed",
             where=str(folder),
             remedy="run it for longer, with --cache off",
         )
@@ -46,11 +49,11 @@ def profile_of_run(folder: Path) -> Profile:
         hardware=name,
         model=name,
         gpus=1,
-        prefill=PrefillCurve(source=source, knots=_prefill_knots(rows)),
-        kvcache=CacheCurve(source=source, knots=_cache_knots(rows)),
+        prefill=PrefillCurve(source=source, knots=_prefill_knots(whole)),
+        kvcache=CacheCurve(source=source, knots=_cache_knots(whole)),
         decode=Decode(
             bs_max=scenario.engine.max_batch,
-            step=StepCurve(source=source, knots=_step_knots(rows, scenario.engine.max_batch)),
+            step=StepCurve(source=source, knots=_step_knots(decoded, scenario.engine.max_batch)),
         ),
     )
 
@@ -63,11 +66,11 @@ def _there(path: Path) -> Path:
     return path
 
 
-def _computed(path: Path) -> Iterator[Row]:
+def _completed(path: Path) -> Iterator[Row]:
     with path.open("rb") as lines:
         for line in lines:
             row: Row = msgspec.json.decode(line)
-            if row["outcome"] == "completed" and not row["cached_tokens"]:
+            if row["outcome"] == "completed":
                 yield row
 
 
@@ -83,9 +86,8 @@ def _prefill_knots(rows: Sequence[Row]) -> tuple[tuple[int, float], ...]:
 
 def _step_knots(rows: Sequence[Row], max_batch: int) -> tuple[tuple[int, float], ...]:
     """A line through each request's mean step and the mean batch that it was decoded in."""
-    several = [row for row in rows if row["output_tokens"] > 1]
-    batches = np.array([_mean_batch(row, rows) for row in several])
-    steps = np.array([row["tpot_ms"] / 1e3 for row in several])
+    batches = np.array([_mean_batch(row, rows) for row in rows])
+    steps = np.array([row["tpot_ms"] / 1e3 for row in rows])
     slope, at_none = np.polyfit(batches, steps, 1) if np.ptp(batches) else (0.0, 0.0)
     if slope <= 0:
         return ((1, float(steps.mean())),)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from prfaas_lab.errors import LabError
@@ -39,3 +41,22 @@ def test_a_paced_run_and_no_run_are_told_so(tmp_path: Path) -> None:
     simulate(load_scenario(SCENARIOS / "surge.yaml"), Simulation(out=tmp_path))
     with pytest.raises(LabError, match="paced"):
         profile_of_run(tmp_path)
+
+
+def test_answers_of_one_token_say_nothing_of_steps(run: Path, tmp_path: Path) -> None:
+    rows = [msgspec.json.decode(line) for line in (run / "requests.jsonl").read_bytes().splitlines()]
+    short = [
+        row | {"output_tokens": 1, "last_token_s": row["first_token_s"], "tpot_ms": None} for row in rows
+    ]
+    (tmp_path / "requests.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, short)))
+    shutil.copy(run / "scenario.yaml", tmp_path)
+    with pytest.raises(LabError, match="0 answers had several tokens"):
+        profile_of_run(tmp_path)
+
+
+def test_who_was_served_from_a_cache_still_decodes_beside_others(run: Path, tmp_path: Path) -> None:
+    rows = [msgspec.json.decode(line) for line in (run / "requests.jsonl").read_bytes().splitlines()]
+    cached = [row | {"cached_tokens": 128 * (number % 2)} for number, row in enumerate(rows)]
+    (tmp_path / "requests.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, cached)))
+    shutil.copy(run / "scenario.yaml", tmp_path)
+    assert profile_of_run(tmp_path).decoding().step.knots == profile_of_run(run).decoding().step.knots
