@@ -106,7 +106,7 @@ class CacheCopies:
                     case "received":
                         received = stage
                     case "cache":
-                        self._caches.learn(engine, stage)
+                        self._caches.learn(engine, "prefill", stage)
         return _told(received, destination)
 
     async def _send(self, order: SendCopy, source: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class CacheCopies:
                     case "sent":
                         sent = stage
                     case "cache":
-                        self._caches.learn(engine, stage)
+                        self._caches.learn(engine, "decode" if order.answer_of else "prefill", stage)
         return _told(sent, source)
 
 

@@ -78,15 +78,15 @@ class KVCacheManager:
         """Whether something this engine told was lost, so that it should tell all that it holds."""
         return engine.name in self._missed
 
-    def learn(self, engine: Engine, news: dict[str, Any]) -> None:
-        """Take in what an engine told of its pool."""
+    def learn(self, engine: Engine, role: Role, news: dict[str, Any]) -> None:
+        """Take in what an engine told of its pool for a role, which may not be its present one."""
         delta, stats = read_news(news)
-        if self.directory.apply(_holder(engine), delta):
+        if self.directory.apply(_holder(engine, role), delta):
             self._missed.discard(engine.name)
         else:
             self._missed.add(engine.name)
         counts = {name: value for name, value in asdict(stats).items() if name in ev.CACHE_COUNTS}
-        self._ledger.record(ev.CacheSampled(at_s=self._ledger.now(), engine=engine.name, **counts))
+        self._ledger.record(ev.CacheSampled(at_s=self._ledger.now(), engine=engine.name, role=role, **counts))
 
     def _forget_the_gone(self) -> None:
         for engine in self._engines.values():

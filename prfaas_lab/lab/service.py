@@ -21,7 +21,7 @@ from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.router.values import Costs, DatacenterView, PathView, Placement, Plan, Route, View
+from prfaas_lab.router.values import Costs, DatacenterView, PathView, Placement, Plan, Role, Route, View
 from prfaas_lab.workload.request import Request
 
 
@@ -258,7 +258,7 @@ class Service:
                 flight.stage = "decode"
                 self._record_restored(flight.request, engine, stage["at"])
             case "cache":
-                self._learn(engine, stage)
+                self._learn(engine, "decode", stage)
 
     def _begin_prefill(self, flight: _Flight, placement: Placement) -> None:
         request, engine = flight.request, self._engines[placement.prefill]
@@ -289,7 +289,7 @@ class Service:
                 flight.sent = stage
                 hold.release()
             case "cache":
-                self._learn(engine, stage)
+                self._learn(engine, "prefill", stage)
 
     def _about_cache(self, flight: _Flight, engine: Engine) -> dict[str, Any]:
         """What an order says about the prefix cache."""
@@ -297,9 +297,9 @@ class Service:
             return {}
         return {"blocks": PromptNames.of(flight.prompt), "tell_all": self.caches.wants_all(engine)}
 
-    def _learn(self, engine: Engine, news: dict[str, Any]) -> None:
+    def _learn(self, engine: Engine, role: Role, news: dict[str, Any]) -> None:
         if self.caches is not None:
-            self.caches.learn(engine, news)
+            self.caches.learn(engine, role, news)
 
     def _record_prefill(self, request: Request, engine: Engine, stage: dict[str, Any]) -> None:
         ledger = self._ledger

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prfaas_lab.metrics import events as ev
@@ -18,12 +18,13 @@ class Caches:
     """Folded from a run's events. Counts of reuse are those of prefills that finished."""
 
     def __init__(self) -> None:
-        self._pools: dict[str, ev.CacheSampled] = {}
+        self._pools: dict[tuple[str, str], ev.CacheSampled] = {}
+        """By engine and role: one that may change its role has a pool for each."""
         self._reuse: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._copies: Counter[str] = Counter()
 
     def sampled(self, event: ev.CacheSampled) -> None:
-        self._pools[event.engine] = event
+        self._pools[event.engine, event.role] = event
 
     def copied(self, event: ev.CacheCopied) -> None:
         what = "copies" if event.answer_of is None else "answers"
@@ -46,7 +47,7 @@ class Caches:
         named = {site: [e for e, at in sites.items() if at == site] for site in sorted(set(sites.values()))}
         return {
             "kept": bool(self._pools),
-            **self._over([*self._reuse.keys() | self._pools.keys()]),
+            **self._over(self._reuse.keys() | {engine for engine, _ in self._pools}),
             "copies": self._copies["copies"],
             "copied_bytes": self._copies["copies_bytes"],
             "answers": self._copies["answers"],
@@ -54,9 +55,9 @@ class Caches:
             "datacenters": {site: self._over(engines) for site, engines in named.items()},
         }
 
-    def _over(self, engines: list[str]) -> dict[str, Any]:
+    def _over(self, engines: Collection[str]) -> dict[str, Any]:
         reuse: Counter[str] = sum((self._reuse[name] for name in engines if name in self._reuse), Counter())
-        pools = [self._pools[name] for name in engines if name in self._pools]
+        pools = [pool for (engine, _), pool in self._pools.items() if engine in engines]
         held = {name: sum(getattr(pool, name) for pool in pools) for name in _POOL}
         prompt_tokens = reuse["cached_tokens"] + reuse["computed_tokens"]
         return {

@@ -265,10 +265,12 @@ CACHE_COUNTS = (
 
 
 class CacheSampled(Event, frozen=True, kw_only=True):
-    """An engine's prefix cache now (the first four), and its counts since the start; runs of before some
-    were counted have none of those."""
+    """A pool of an engine's prefix cache now (the first four counts), and its counts since the start; runs of
+    before some were counted have none of those."""
 
     engine: str
+    role: str = ""
+    """Whose pool it is, of an engine that has one for each role; runs of before did not tell."""
     blocks: int
     snapshots: int
     memory_bytes: int

@@ -88,7 +88,7 @@ async def test_answers_stay_at_home_and_go_where_least_is_lacking() -> None:
     lab = Lab()
     pool = Pool(GEOMETRY, 10_000)
     pool.insert(lab.manager.name(range(10)), {0: None, 4: None}, {8: None})
-    lab.manager.learn(lab.engines["west-p0"], news_of(pool, in_full=True))
+    lab.manager.learn(lab.engines["west-p0"], "prefill", news_of(pool, in_full=True))
     lab.offer(10, 7, prefill="east-p0")
     assert [destination for _, _, destination, _ in await lab.handed_over()] == ["west-p0"]
 

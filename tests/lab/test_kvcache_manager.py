@@ -52,7 +52,8 @@ class Lab:
         return news_of(self.pools[name], in_full=self.manager.wants_all(engine))
 
     def tell(self, name: str) -> None:
-        self.manager.learn(self.engines[name], self.news(name))
+        engine = self.engines[name]
+        self.manager.learn(engine, engine.role, self.news(name))
 
     def view(self) -> View:
         sites = (DatacenterView(name="east", role="prfaas"), DatacenterView(name="west", role="local"))
@@ -108,6 +109,19 @@ def test_an_engine_in_another_role_holds_what_the_pool_of_that_role_does() -> No
     assert lab.manager.wants_all(lab.engines["west-p0"])
     lab.tell("west-p0")
     assert (lab.held()["west"], lab.held()["west-p0"]) == (16, 16)
+
+
+def test_late_news_of_one_role_are_not_taken_for_the_pool_of_the_other() -> None:
+    lab = Lab()
+    engine, decoding = lab.engines["west-p0"], Pool(lab.geometry("west-d0"), 10_000)
+    engine.become("decode")
+    lab.put("west-p0", 1)
+    lab.manager.learn(engine, "prefill", lab.news("west-p0"))
+    assert lab.held()["west-p0"] == 0
+    decoding.insert(lab.prompt, {0: None, 4: None}, {})
+    lab.manager.learn(engine, "decode", news_of(decoding, in_full=False))
+    assert (lab.held()["west-p0"], lab.held()["west"]) == (8, 0)
+    assert lab.ledger.tally.caches.report({"west-p0": "west"})["blocks"] == 1 + 2
 
 
 def test_names_cross_as_text_and_come_back() -> None:

@@ -18,8 +18,10 @@ def prefilled(engine: str, cached: int, computed: int) -> ev.PrefillFinished:
     )
 
 
-def sampled(engine: str, **counts: int) -> ev.CacheSampled:
-    return ev.CacheSampled(at_s=1.0, engine=engine, **{**dict.fromkeys(ev.CACHE_COUNTS, 0), **counts})
+def sampled(engine: str, role: str = "prefill", **counts: int) -> ev.CacheSampled:
+    return ev.CacheSampled(
+        at_s=1.0, engine=engine, role=role, **{**dict.fromkeys(ev.CACHE_COUNTS, 0), **counts}
+    )
 
 
 def report() -> dict[str, Any]:
@@ -62,6 +64,16 @@ def test_pools_count_as_they_were_last_seen() -> None:
     assert (west["blocks"], west["snapshots_made"], west["evicted_blocks"]) == (9, 4, 5)
     assert west["snapshot_efficiency"] == 0.75
     assert report()["datacenters"]["east"]["snapshot_efficiency"] is None
+
+
+def test_both_pools_of_an_engine_that_changes_its_role_count() -> None:
+    caches = Caches()
+    caches.sampled(sampled("west-p0", role="prefill", blocks=3, evicted_blocks=1))
+    caches.sampled(sampled("west-p0", role="prefill", blocks=5, evicted_blocks=2))
+    caches.sampled(sampled("west-p0", role="decode", blocks=4, evicted_blocks=7))
+    found = caches.report(SITES)
+    assert (found["blocks"], found["evicted_blocks"]) == (9, 9)
+    assert found["datacenters"]["west"]["blocks"] == 9
 
 
 def test_what_did_not_cross_and_what_was_copied_is_told() -> None:

@@ -106,4 +106,4 @@ def test_a_run_of_before_pools_counted_so_much_still_reads() -> None:
     )
     event = decode(line)
     assert isinstance(event, ev.CacheSampled)
-    assert (event.hit_tokens, event.reloaded, event.transfers_made) == (4, 0, 0)
+    assert (event.hit_tokens, event.reloaded, event.transfers_made, event.role) == (4, 0, 0, "")
