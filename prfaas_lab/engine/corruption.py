@@ -29,7 +29,7 @@ def _zeroed(segment: memoryview) -> memoryview:
 
 
 def _in_first_block(key: SegmentKey, layout: CacheLayout) -> bool:
-    return key.chunk == 0 and layout.layers[key.layer].parts[key.part].kind == "growing"
+    return key.chunk == 0 and layout.part(key).kind == "growing"
 
 
 def _first_state(name: str, layout: CacheLayout) -> tuple[int, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import xxhash
 
-from prfaas_lab.model.layout import SegmentKey
+from prfaas_lab.model.layout import CacheLayout, SegmentKey
 
 Segment = tuple[SegmentKey, memoryview]
 
@@ -33,3 +33,26 @@ class Kept:
         for _, segment in self.segments:
             digest.update(segment)
         return digest.intdigest()
+
+
+def by_boundary(
+    layout: CacheLayout, segments: Iterable[Segment]
+) -> tuple[dict[int, list[Segment]], dict[int, list[Segment]]]:
+    """Segments of blocks by their first token, and of snapshots by the tokens they stand for."""
+    width = layout.chunk_tokens
+    blocks: dict[int, list[Segment]] = {}
+    snapshots: dict[int, list[Segment]] = {}
+    for key, segment in segments:
+        if layout.part(key).kind == "growing":
+            blocks.setdefault(key.chunk * width, []).append((key, segment))
+        else:
+            snapshots.setdefault((key.chunk + 1) * width, []).append((key, segment))
+    return blocks, snapshots
+
+
+def to_keep(found: Mapping[int, Sequence[Segment]], decoded_from: int | None = None) -> dict[int, Kept]:
+    """Payloads for a pool. Blocks from `decoded_from` on were completed by a decode engine."""
+    return {
+        tokens: Kept(segments, decoded=decoded_from is not None and tokens >= decoded_from)
+        for tokens, segments in found.items()
+    }

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from prfaas_lab.engine.computed import Computed
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
 from prfaas_lab.engine.kept import Segment
-from prfaas_lab.engine.prefix_cache import Computed, Found, PrefixCache
+from prfaas_lab.engine.prefix_cache import Found, PrefixCache
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Prompt

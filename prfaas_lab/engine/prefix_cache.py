@@ -6,21 +6,18 @@ out. A block holds the growing segments of one prefill chunk, a snapshot the sta
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from prfaas_lab.engine.executor import Emit
-from prfaas_lab.engine.kept import Kept, Segment
+from prfaas_lab.engine.computed import Computed
+from prfaas_lab.engine.kept import Kept, Segment, to_keep
 from prfaas_lab.engine.spill import SpillTier
-from prfaas_lab.errors import EngineError
-from prfaas_lab.kvcache import CacheError, Geometry, Pool, Prompt, Tier, Transfer
+from prfaas_lab.kvcache import CacheError, Geometry, Lease, Pool, Prompt, Tier, Transfer
 from prfaas_lab.kvcache.eviction import DEFAULT_EVICTION
 from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS
-from prfaas_lab.model.buffers import IncomingCache, Produced, SegmentRefused, chunk_spans
+from prfaas_lab.model.buffers import IncomingCache, chunk_spans
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
-
-_KINDS = ("growing", "state")
 
 
 def pool_of(
@@ -59,7 +56,8 @@ class Found:
 
 
 class PrefixCache:
-    """One engine's pool. Lookups copy out, so nothing stays pinned while a prompt waits or computes.
+    """One engine's pool. Lookups copy out, so nothing stays pinned while a prompt waits or computes; copies
+    to and from other caches are `prefix_copies`.
 
     A pool of geometry without snapshots serves a decode engine: it need never resume, only know the
     tokens whose KVCache need not be sent to it again.
@@ -114,31 +112,24 @@ class PrefixCache:
 
     def load(self, prompt: Prompt) -> Found | None:
         """The longest prefix of `prompt` that can be resumed from, complete; None when nothing is held."""
-        while True:
-            with self.pool.acquire(prompt) as lease:
-                tokens = lease.tokens
-                held: list[Kept] = [*lease.blocks, lease.snapshot] if lease.snapshot else list(lease.blocks)
-            if tokens == 0:
+        with self.intact(prompt) as lease:
+            if not lease.tokens:
                 return None
-            if self._drop_damaged(prompt, held, tokens):
-                continue
-            cache = IncomingCache(self.layout, tokens)
-            for kept in held:
+            cache = IncomingCache(self.layout, lease.tokens)
+            for kept in lease.blocks:
                 _copy(kept, cache)
-            decoded = sum(kept.decoded for kept in held[: tokens // self.layout.chunk_tokens])
-            return Found(cache, decoded * self.layout.chunk_tokens)
+            if lease.snapshot is not None:
+                _copy(lease.snapshot, cache)
+            decoded = sum(kept.decoded for kept in lease.blocks)
+        return Found(cache, decoded * self.layout.chunk_tokens)
 
     def fill(self, prompt: Prompt, incoming: IncomingCache) -> int:
         """Copy what is held of a prompt's growing cache into its reservation; how many tokens that is."""
-        while True:
-            with self.pool.acquire(prompt) as lease:
-                tokens, held = lease.tokens, list(lease.blocks)
-            if not self._drop_damaged(prompt, held, tokens):
-                break
-        for kept in held:
-            _copy(kept, incoming)
-            incoming.held.update(key for key, _ in kept.segments)
-        return tokens
+        with self.intact(prompt) as lease:
+            for kept in lease.blocks:
+                _copy(kept, incoming)
+                incoming.held.update(key for key, _ in kept.segments)
+            return lease.tokens
 
     def snapshots_for(self, prompt: Prompt) -> tuple[int, ...]:
         """The boundaries, in tokens, whose state is worth keeping when `prompt` is prefilled."""
@@ -146,7 +137,7 @@ class PrefixCache:
 
     def keep(self, prompt: Prompt, computed: Computed) -> None:
         """Take in what a prefill computed."""
-        self.pool.insert(prompt, _kept(computed.blocks), _kept(computed.snapshots))
+        self.pool.insert(prompt, to_keep(computed.blocks), to_keep(computed.snapshots))
 
     def keep_received(self, prompt: Prompt, cache: IncomingCache) -> None:
         """Take in the complete blocks of a cache that was received; its memory stays the caller's."""
@@ -155,61 +146,7 @@ class PrefixCache:
         for first, end in chunk_spans(cache.tokens, self.layout.chunk_tokens, start=held):
             if end - first == self.layout.chunk_tokens:
                 blocks[first] = _block_of(cache, first)
-        self.pool.insert(prompt, _kept(blocks), {})
-
-    def segments_beyond(self, prompt: Prompt, held_tokens: int) -> tuple[int, list[Segment]]:
-        """For a copy to another cache, which has `held_tokens` of the blocks: how far this one reaches,
-        and what the other lacks of it, the snapshot included."""
-        while True:
-            with self.pool.acquire(prompt) as lease:
-                tokens, blocks, snapshot = lease.tokens, list(lease.blocks), lease.snapshot
-            kept: list[Kept] = blocks if snapshot is None else [*blocks, snapshot]
-            if not self._drop_damaged(prompt, kept, tokens):
-                break
-        lacking = (
-            kept[held_tokens // self.layout.chunk_tokens :] if tokens > held_tokens else kept[len(blocks) :]
-        )
-        return tokens, [segment for each in lacking for segment in each.segments]
-
-    def adopt(
-        self, prompt: Prompt, segments: Mapping[SegmentKey, memoryview], *, decoded_from: int | None = None
-    ) -> int:
-        """Take in a copy from another cache; how many tokens can be resumed from now. Blocks from
-        `decoded_from` on were completed by a decode engine."""
-        blocks, snapshots = self._sorted((key, segments[key]) for key in sorted(segments))
-        whole = {
-            kind: sum(p.kind == kind for each in self.layout.layers for p in each.parts) for kind in _KINDS
-        }
-        return self.pool.insert(
-            prompt,
-            _kept(
-                {at: found for at, found in blocks.items() if len(found) == whole["growing"]}, decoded_from
-            ),
-            _kept({at: found for at, found in snapshots.items() if len(found) == whole["state"]}),
-        ).usable_tokens
-
-    def keep_produced(self, prompt: Prompt, produced: Produced) -> None:
-        """Take in the blocks that decoding completed: a decode engine need not be sent them again."""
-        blocks, _ = self._sorted(produced.segments)
-        self.pool.insert(prompt, _kept(blocks, produced.first_token), {})
-
-    def produced_beyond(self, prompt: Prompt, held_tokens: int, produced: Produced) -> list[Segment]:
-        """For a copy of an answer to another cache, which has `held_tokens` of the blocks: what it lacks.
-        Raises EngineError when blocks before the answer are neither there nor here."""
-        width, before = self.layout.chunk_tokens, []
-        if held_tokens < produced.first_token:
-            with self.pool.acquire(prompt) as lease:
-                before = list(lease.blocks)[: produced.first_token // width]
-            if self._drop_damaged(prompt, before, produced.first_token) or (
-                len(before) * width < produced.first_token
-            ):
-                raise EngineError("blocks before the answer are gone", remedy="raise the datacenter's cache")
-        lacking = [segment for kept in before[held_tokens // width :] for segment in kept.segments]
-        beyond = [
-            (key, segment) for key, segment in produced.segments
-            if self._kind(key) == "state" or key.chunk * width >= held_tokens
-        ]  # fmt: skip
-        return [*lacking, *beyond]
+        self.pool.insert(prompt, to_keep(blocks), {})
 
     def stage(self, payload: object, size_bytes: int) -> Transfer | None:
         """Count bytes in transit against the pool's budget until they are handed over; None where there
@@ -219,84 +156,21 @@ class PrefixCache:
         except CacheError:
             return None
 
-    def _sorted(
-        self, segments: Iterable[Segment]
-    ) -> tuple[dict[int, list[Segment]], dict[int, list[Segment]]]:
-        """Segments of blocks by their first token, and of snapshots by the tokens they stand for."""
+    def intact(self, prompt: Prompt, *, usable: bool = True) -> Lease:
+        """The longest prefix whose bytes are what was taken in, pinned: one to resume from, or (not `usable`)
+        blocks alone. What is damaged is forgotten, with what builds on it, unless somebody reads it."""
         width = self.layout.chunk_tokens
-        blocks: dict[int, list[Segment]] = {}
-        snapshots: dict[int, list[Segment]] = {}
-        for key, segment in segments:
-            if self._kind(key) == "growing":
-                blocks.setdefault(key.chunk * width, []).append((key, segment))
-            else:
-                snapshots.setdefault((key.chunk + 1) * width, []).append((key, segment))
-        return blocks, snapshots
-
-    def room_for(self, prompt: Prompt, key: SegmentKey, nbytes: int) -> bytearray:
-        """Memory for a segment of a copy. Raises SegmentRefused for what belongs to no block of `prompt`."""
-        layers = self.layout.layers
-        if not (
-            key.layer < len(layers)
-            and key.part < len(layers[key.layer].parts)
-            and key.chunk < len(prompt.blocks)
-            and nbytes == self.layout.segment_bytes(key, (key.chunk + 1) * self.layout.chunk_tokens)
-        ):
-            raise SegmentRefused(f"{key} of {nbytes} bytes belongs to no block of this prefix")
-        return bytearray(nbytes)
-
-    def _kind(self, key: SegmentKey) -> str:
-        return self.layout.layers[key.layer].parts[key.part].kind
-
-    def _drop_damaged(self, prompt: Prompt, held: list[Kept], tokens: int) -> bool:
-        """Forget the first payload that is not what was taken in, and what builds on it."""
-        for number, kept in enumerate(held):
-            if not kept.intact:
-                is_snapshot = number * self.layout.chunk_tokens == tokens
-                first = (
-                    tokens - self.layout.chunk_tokens if is_snapshot else number * self.layout.chunk_tokens
-                )
-                self.pool.discard(prompt, first, snapshot=is_snapshot)
-                return True
-        return False
-
-
-class Computed:
-    """Stands between a prefill and its receiver: passes segments on, and keeps what a pool could use.
-
-    States at a boundary before the prompt's end were asked for by the cache: they are not passed on.
-    """
-
-    def __init__(self, layout: CacheLayout, prompt_tokens: int, cached_tokens: int, emit: Emit) -> None:
-        self.blocks: dict[int, list[Segment]] = {}
-        self.snapshots: dict[int, list[Segment]] = {}
-        self.tail: list[Segment] = []
-        """What is sent and belongs to no block and no snapshot."""
-        self._layout, self._prompt_tokens, self._cached_tokens = layout, prompt_tokens, cached_tokens
-        self._last = (prompt_tokens - 1) // layout.chunk_tokens
-        self._emit = emit
-
-    def emit(self, key: SegmentKey, segment: memoryview) -> None:
-        first = key.chunk * self._layout.chunk_tokens
-        end = first + self._layout.chunk_tokens
-        if self._layout.layers[key.layer].parts[key.part].kind == "growing":
-            if end > self._prompt_tokens:
-                self.tail.append((key, segment))
-            elif self._cached_tokens <= first:
-                self.blocks.setdefault(first, []).append((key, segment))
-        elif key.chunk != self._last:
-            self.snapshots.setdefault(end, []).append((key, segment))
-            return
-        else:
-            self.tail.append((key, segment))
-        self._emit(key, segment)
-
-
-def _kept(found: Mapping[int, Sequence[Segment]], decoded_from: int | None = None) -> dict[int, Kept]:
-    return {
-        tokens: Kept(segments, decoded=decoded_from is not None and tokens >= decoded_from)
-        for tokens, segments in found.items()
-    }
+        while True:
+            lease = self.pool.acquire(prompt) if usable else self.pool.retain(prompt)
+            held: list[Kept] = [*lease.blocks, *([] if lease.snapshot is None else [lease.snapshot])]
+            damaged = next((number for number, kept in enumerate(held) if not kept.intact), None)
+            if damaged is None:
+                return lease
+            is_snapshot = damaged == len(lease.blocks)
+            lease.release()
+            block = damaged - is_snapshot
+            self.pool.discard(prompt, block * width, snapshot=is_snapshot)
+            prompt = prompt.beginning(block)
 
 
 def _copy(kept: Kept, cache: IncomingCache) -> None:

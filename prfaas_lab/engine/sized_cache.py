@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prfaas_lab.errors import EngineError
-from prfaas_lab.kvcache import CacheError, Pool, Prompt, Transfer
+from prfaas_lab.kvcache import CacheError, Lease, Pool, Prompt, Transfer
 
 _DECODED = True
 """The payload of a block that a decode engine completed; of any other it is None."""
@@ -14,12 +14,13 @@ _DECODED = True
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizedCopy:
     """What a copy of a prefix brings: the blocks from `first_token` to `tokens`, the state at their end,
-    and the bytes that cross."""
+    and the bytes that cross. The `lease` of what is copied is to be released when it is there."""
 
     first_token: int
     tokens: int
     has_state: bool
     size_bytes: int
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,20 +87,24 @@ class SizedCache:
     def copy_beyond(self, prompt: Prompt, held_tokens: int) -> SizedCopy:
         """What another cache, which has the blocks of `held_tokens`, lacks of this one. Raises EngineError
         when that is nothing."""
-        tokens, _ = self.find(prompt)
-        has_state = tokens > 0 and self.pool.geometry.snapshot_bytes > 0
-        if tokens <= held_tokens and not has_state:
+        lease = self.pool.acquire(prompt)
+        has_state = lease.tokens > 0 and self.pool.geometry.snapshot_bytes > 0
+        if lease.tokens <= held_tokens and not has_state:
+            lease.release()
             raise EngineError("holds no more of this prefix")
-        return self._copy(min(held_tokens, tokens), tokens, has_state=has_state)
+        return self._copy(held_tokens, lease.tokens, lease, has_state=has_state)
 
     def answer_beyond(self, prompt: Prompt, held_tokens: int, answer: SizedAnswer) -> SizedCopy:
         """The same of a prompt that ends with an answer, whose blocks are kept here too. Raises EngineError
         when blocks before it are neither there nor here."""
         blocks = dict.fromkeys(range(answer.first_token, answer.tokens, self._width), _DECODED)
         self.pool.insert(prompt, blocks, {})
-        if held_tokens < answer.first_token and self.find(prompt)[0] < answer.first_token:
+        first = answer.first_token
+        lease = self.pool.retain(prompt.beginning(first // self._width if held_tokens < first else 0))
+        if held_tokens < first and lease.tokens < first:
+            lease.release()
             raise EngineError("blocks before the answer are gone", remedy="raise the datacenter's cache")
-        return self._copy(min(held_tokens, answer.tokens), answer.tokens, has_state=True)
+        return self._copy(held_tokens, answer.tokens, lease, has_state=True)
 
     def adopt(self, prompt: Prompt, copy: SizedCopy, *, decoded_from: int | None = None) -> int:
         """Take in a copy from another cache; how many tokens can be resumed from now. Blocks from
@@ -112,10 +117,16 @@ class SizedCache:
         states = {copy.tokens: None} if copy.has_state else {}
         return self.pool.insert(prompt, blocks, states).usable_tokens
 
-    def _copy(self, first_token: int, tokens: int, *, has_state: bool) -> SizedCopy:
+    def _copy(self, held_tokens: int, tokens: int, lease: Lease, *, has_state: bool) -> SizedCopy:
+        first_token = min(held_tokens, tokens)
         blocks = (tokens - first_token) // self._width
-        size_bytes = blocks * self.pool.geometry.block_bytes + self._state_bytes * has_state
-        return SizedCopy(first_token=first_token, tokens=tokens, has_state=has_state, size_bytes=size_bytes)
+        return SizedCopy(
+            first_token=first_token,
+            tokens=tokens,
+            has_state=has_state,
+            size_bytes=blocks * self.pool.geometry.block_bytes + self._state_bytes * has_state,
+            lease=lease,
+        )
 
     def _blocks(self, prompt: Prompt, first_token: int) -> dict[int, None]:
         return dict.fromkeys(range(first_token, len(prompt.blocks) * self._width, self._width))

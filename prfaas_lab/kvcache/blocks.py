@@ -50,6 +50,11 @@ class Prompt:
         """Blocks a hit may cover: at least one token is always left, for its logits start the answer."""
         return max(0, self.tokens - 1) // self.block_tokens
 
+    def beginning(self, blocks: int) -> Prompt:
+        """Its first blocks and one token more, so that all of them may be reused."""
+        named = self.blocks[:blocks]
+        return Prompt(tokens=len(named) * self.block_tokens + 1, block_tokens=self.block_tokens, blocks=named)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:

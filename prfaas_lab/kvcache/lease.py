@@ -62,6 +62,12 @@ class Transfer(_Held):
     def __enter__(self) -> Transfer:
         return self
 
+    def grow(self, more_bytes: int) -> None:
+        """So many bytes more of it have come. Raises CacheError when they do not fit beside what is pinned:
+        it is as large as before then."""
+        self._space.grow_loose(self._serial, self.payload, more_bytes)
+        self.size_bytes += more_bytes
+
     def _let_go(self) -> None:
         self.payload = None
         self._space.drop_loose(self._serial)

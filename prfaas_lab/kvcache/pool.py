@@ -31,7 +31,6 @@ from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS, SNAPSHOT_POLICIES, P
 from prfaas_lab.kvcache.space import DISK, MEMORY, Space
 from prfaas_lab.kvcache.tiers import MemoryTier, Payload, Tier
 from prfaas_lab.kvcache.values import Inserted, Match, PoolStats
-from prfaas_lab.units import format_size
 
 
 class Pool:
@@ -106,6 +105,16 @@ class Pool:
         self._space.use(items, hit=True)
         return Lease(self._space, depth * self.geometry.block_tokens, items)
 
+    def retain(self, prompt: Prompt) -> Lease:
+        """Pin the blocks that are held of `prompt`, usable or not, and bring them into memory: for what is
+        on its way here, and continues them. Fewer where that cannot be done."""
+        limit = len(prompt.blocks)
+        while path := self._walk(prompt)[:limit]:
+            if self._hold(items := tuple(node.kv for node in path)):
+                return Lease(self._space, len(path) * self.geometry.block_tokens, items)
+            limit = len(path) - 1
+        return Lease(self._space, 0, ())
+
     # -- writing --
 
     def insert(
@@ -132,11 +141,11 @@ class Pool:
 
     def discard(self, prompt: Prompt, first_token: int, *, snapshot: bool) -> None:
         """Forget the block that begins at `first_token`, whose bytes are not what was put in, with all
-        that builds on it; or only the snapshot at its end. Nothing of it may be leased."""
+        that builds on it; or only the snapshot at its end. What somebody has leased stays."""
         path = self._walk(prompt)
         depth = first_token // self.geometry.block_tokens
         item = (path[depth].snapshot if snapshot else path[depth].kv) if depth < len(path) else None
-        if item is not None:
+        if item is not None and not item.pins:  # a lease pins a whole path, so nothing below is leased
             self._space.drop_damaged(item)
 
     def stage(self, payload: Payload, size_bytes: int) -> Transfer:
@@ -144,16 +153,8 @@ class Pool:
 
         Raises CacheError when they do not fit beside what is pinned: send them without, or wait.
         """
-        if not self._space.fits(size_bytes):
-            self._counts["transfers_refused"] += 1
-            raise CacheError(
-                f"no room for a transfer of {format_size(size_bytes)}: "
-                f"{format_size(self._space.pinned_bytes)} of the cache are pinned",
-                remedy="raise the datacenter's cache, or let fewer requests prefill at once",
-            )
         serial = self._index.serial()
         self._space.place_loose(serial, payload, size_bytes)
-        self._counts["transfers_made"] += 1
         return Transfer(self._space, serial, payload, size_bytes)
 
     def close(self) -> None:
@@ -182,8 +183,8 @@ class Pool:
             disk_bytes=tiers[DISK].used_bytes if len(tiers) > 1 else 0,
             pinned_bytes=self._space.pinned_bytes,
             transfers=len(self._space.loose),
-            transfers_made=self._counts["transfers_made"],
-            transfers_refused=self._counts["transfers_refused"],
+            transfers_made=self._space.loose_made,
+            transfers_refused=self._space.loose_refused,
             transfer_peak_bytes=self._space.loose_peak_bytes,
             lookups=self._counts["lookups"],
             hits=self._counts["hits"],

@@ -53,13 +53,12 @@ class Demand:
         for every beginning that someone can resume from: a system prompt is hot though each session
         that shares it goes on to a longer prefix of its own."""
         for tokens in directory.boundaries(prompt):
-            blocks = prompt.blocks[: tokens // prompt.block_tokens]
-            prefix = self._seen.get(blocks[-1].key)
+            whole = prompt.beginning(tokens // prompt.block_tokens)
+            key = whole.blocks[-1].key
+            prefix = self._seen.get(key)
             if prefix is None:
                 self._make_room(now_s)
-                # One token more than its blocks: all of them may then be reused.
-                whole = Prompt(tokens=tokens + 1, block_tokens=prompt.block_tokens, blocks=blocks)
-                prefix = self._seen[blocks[-1].key] = _Prefix(whole, now_s)
+                prefix = self._seen[key] = _Prefix(whole, now_s)
             prefix.fade(now_s, self._half_life_s)
             prefix.uses[datacenter] = prefix.uses.get(datacenter, 0.0) + 1.0
 

@@ -14,6 +14,7 @@ from prfaas_lab.kvcache.blocks import CacheError, Geometry
 from prfaas_lab.kvcache.eviction import EvictionQueue, Policy
 from prfaas_lab.kvcache.index import Index, Item, Node
 from prfaas_lab.kvcache.tiers import Payload, Tier
+from prfaas_lab.units import format_size
 
 MEMORY, DISK = 0, 1
 
@@ -41,6 +42,7 @@ class Space:
         self.pinned_bytes = 0
         self.loose: dict[int, int] = {}  # serial -> bytes of transfers in transit
         self.loose_bytes = self.loose_peak_bytes = 0
+        self.loose_made = self.loose_refused = 0
         self.gone = Departures()
         self._tick = 0
 
@@ -89,8 +91,30 @@ class Space:
             self._reconsider(cover.snapshot)  # continued now, so worth less
 
     def place_loose(self, serial: int, payload: Payload, size_bytes: int) -> None:
-        """Take in bytes that belong to no block; they count as pinned until dropped."""
+        """Take in bytes that belong to no block; they count as pinned until dropped. Raises CacheError when
+        they do not fit beside what is pinned."""
+        self._admit_loose(size_bytes)
+        self._put_loose(serial, payload, size_bytes)
+        self.loose_made += 1
+
+    def grow_loose(self, serial: int, payload: Payload, more_bytes: int) -> None:
+        """More of what was placed so. Raises CacheError when that does not fit: what was placed stays."""
+        self._admit_loose(more_bytes)
+        size_bytes = self.loose[serial] + more_bytes
+        self.drop_loose(serial)
+        self._put_loose(serial, payload, size_bytes)
+
+    def _admit_loose(self, size_bytes: int) -> None:
+        if not self.fits(size_bytes):
+            self.loose_refused += 1
+            raise CacheError(
+                f"no room for a transfer of {format_size(size_bytes)}: "
+                f"{format_size(self.pinned_bytes)} of the cache are pinned",
+                remedy="raise the datacenter's cache, or let fewer requests prefill at once",
+            )
         self._make_room(size_bytes)
+
+    def _put_loose(self, serial: int, payload: Payload, size_bytes: int) -> None:
         self.tiers[MEMORY].put(serial, payload, size_bytes)
         self.loose[serial] = size_bytes
         self.loose_bytes += size_bytes

@@ -7,15 +7,13 @@ from dataclasses import asdict
 from aiohttp import web
 
 from prfaas_lab.engine.answers import Answers
-from prfaas_lab.engine.kept import Segment
 from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.prefix_copies import Landing, Loan
 from prfaas_lab.errors import EngineError
-from prfaas_lab.kvcache import Prompt
 from prfaas_lab.lab.cache_news import news_of
 from prfaas_lab.lab.orders import ReceiveCopy, SendCopy
 from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.buffers import Produced
-from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport import KVReceiver, KVSender
 
 
@@ -37,16 +35,16 @@ class CachePorts:
         order = ReceiveCopy.model_validate_json(await http.read())
         async with StageStream(http) as stages:
             prompt = order.blocks.prompt()
-            landing = _Landing(self._cache, prompt)
-            incoming = self._receiver.expect(order.copy_id, landing.destination)
-            try:
-                held_tokens = self._cache.pool.match(prompt).known_tokens
-                await stages.say("ready", held_tokens=held_tokens)
-                received = await incoming.done()
-            finally:
-                incoming.cancel()
             async with self._cache.at_hand(prompt, to_keep=True):
-                usable_tokens = self._cache.adopt(prompt, landing.segments, decoded_from=order.decoded_from)
+                landing = Landing(self._cache, prompt)
+            with landing:
+                incoming = self._receiver.expect(order.copy_id, landing.destination)
+                try:
+                    await stages.say("ready", held_tokens=landing.held_tokens)
+                    received = await incoming.done()
+                finally:
+                    incoming.cancel()
+                usable_tokens = landing.adopt(decoded_from=order.decoded_from)
             await stages.say("received", usable_tokens=usable_tokens, **asdict(received))
             await stages.say("cache", **news_of(self._cache.pool, in_full=False))
         return stages.response
@@ -57,8 +55,9 @@ class CachePorts:
             if order.answer_of is None:
                 prompt = order.blocks.prompt()
                 async with self._cache.at_hand(prompt):
-                    tokens, segments = self._cache.segments_beyond(prompt, order.held_tokens)
-                await self._out(order, tokens, segments, stages)
+                    loan = Loan.of_prefix(self._cache, prompt, order.held_tokens)
+                with loan:
+                    await self._out(order, loan, stages)
             else:
                 await self._send_answer(order, order.answer_of, stages)
         return stages.response
@@ -75,41 +74,20 @@ class CachePorts:
                     where=request_id,
                 )
             async with self._cache.at_hand(prompt, to_keep=True):
-                self._cache.keep_produced(prompt, produced)
-                segments = self._cache.produced_beyond(prompt, order.held_tokens, produced)
-            await self._out(order, produced.tokens, segments, stages)
+                loan = Loan.of_answer(self._cache, prompt, order.held_tokens, produced)
+            with loan:
+                await self._out(order, loan, stages)
         await stages.say("cache", **news_of(self._cache.pool, in_full=False))
 
-    async def _out(self, order: SendCopy, tokens: int, segments: list[Segment], stages: StageStream) -> None:
-        if not segments:
+    async def _out(self, order: SendCopy, loan: Loan, stages: StageStream) -> None:
+        if not loan.segments:
             raise EngineError("holds no more of this prefix", where=order.copy_id)
         outgoing = await self._sender.open(order.copy_id, (order.host, order.port), exact=True)
         try:
-            for key, segment in segments:
+            for key, segment in loan.segments:
                 outgoing.send(key, segment)
             sent = await outgoing.finish()
         except BaseException:
             outgoing.cancel()
             raise
-        await stages.say("sent", tokens=tokens, **asdict(sent))
-
-
-class _Landing:
-    """Where a copy's segments go until all of them are there."""
-
-    def __init__(self, cache: PrefixCache, prompt: Prompt) -> None:
-        self._cache, self._prompt = cache, prompt
-        self._memory: dict[SegmentKey, bytearray] = {}
-
-    @property
-    def segments(self) -> dict[SegmentKey, memoryview]:
-        return {key: memoryview(memory) for key, memory in self._memory.items()}
-
-    def destination(self, key: SegmentKey, nbytes: int) -> memoryview:
-        """Raises SegmentRefused."""
-        memory = self._memory.get(key)
-        if memory is None:
-            memory = self._memory[key] = self._cache.room_for(self._prompt, key, nbytes)
-        elif len(memory) != nbytes:
-            raise ValueError(f"{key} came with {nbytes} bytes after {len(memory)}")
-        return memoryview(memory)
+        await stages.say("sent", tokens=loan.tokens, **asdict(sent))

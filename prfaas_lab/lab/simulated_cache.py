@@ -18,19 +18,26 @@ class CopyLandings:
     """Where copies end, of all engines."""
 
     def __init__(self) -> None:
-        self._open: dict[str, asyncio.Future[SizedCopy]] = {}
+        self._open: dict[str, tuple[Transfer, asyncio.Future[SizedCopy]]] = {}
 
-    def expect(self, copy_id: str) -> asyncio.Future[SizedCopy]:
-        landing = self._open[copy_id] = asyncio.get_running_loop().create_future()
-        return landing
+    def expect(self, copy_id: str, room: Transfer) -> asyncio.Future[SizedCopy]:
+        """Done when the copy is there; `room` is on its receiver's budget."""
+        there: asyncio.Future[SizedCopy] = asyncio.get_running_loop().create_future()
+        self._open[copy_id] = room, there
+        return there
 
     def forget(self, copy_id: str) -> None:
         self._open.pop(copy_id, None)
 
+    def begins(self, copy_id: str, copy: SizedCopy) -> None:
+        """It is about to be sent. Raises CacheError when its receiver has no room for it."""
+        if copy_id in self._open:
+            self._open[copy_id][0].grow(copy.size_bytes)
+
     def arrived(self, copy_id: str, copy: SizedCopy) -> None:
-        landing = self._open.get(copy_id)
-        if landing is not None and not landing.done():
-            landing.set_result(copy)
+        _, there = self._open.get(copy_id, (None, None))
+        if there is not None and not there.done():
+            there.set_result(copy)
 
 
 class SimulatedCache:
@@ -77,13 +84,16 @@ class SimulatedCache:
         return self._send(order)
 
     async def _receive(self, order: ReceiveCopy) -> AsyncGenerator[dict[str, Any], None]:
-        prompt, landing = order.blocks.prompt(), self._landings.expect(order.copy_id)
-        try:
-            yield {"stage": "ready", "held_tokens": self._cache.known_tokens(prompt)}
-            copy = await landing
-        finally:
-            self._landings.forget(order.copy_id)
-        usable_tokens = self._cache.adopt(prompt, copy, decoded_from=order.decoded_from)
+        prompt, pool = order.blocks.prompt(), self._cache.pool
+        with pool.retain(prompt) as held:
+            with pool.stage(None, 0) as room:
+                there = self._landings.expect(order.copy_id, room)
+                try:
+                    yield {"stage": "ready", "held_tokens": held.tokens}
+                    copy = await there
+                finally:
+                    self._landings.forget(order.copy_id)
+            usable_tokens = self._cache.adopt(prompt, copy, decoded_from=order.decoded_from)
         yield {"stage": "received", "usable_tokens": usable_tokens, "bytes": copy.size_bytes}
         yield _news(self._cache, in_full=False)
 
@@ -101,7 +111,7 @@ class SimulatedCache:
         yield _news(self._cache, in_full=False)
 
     async def _carry(self, order: SendCopy, copy: SizedCopy) -> dict[str, Any]:
-        """Send it; what is told of it once it is there."""
+        """Send it; what is told of it once it is there. All of it takes room at its receiver from now on."""
         loop = asyncio.get_running_loop()
         acknowledged: asyncio.Future[float] = loop.create_future()
 
@@ -110,12 +120,14 @@ class SimulatedCache:
             if not acknowledged.done():
                 acknowledged.set_result(loop.time() + back_s)
 
-        transfer = self._network.send(self._name, order.host, [(0.0, copy.size_bytes)], arrived)
-        try:
-            last_ack_at = await acknowledged
-        except BaseException:
-            transfer.cancel()
-            raise
+        with copy.lease:
+            self._landings.begins(order.copy_id, copy)
+            transfer = self._network.send(self._name, order.host, [(0.0, copy.size_bytes)], arrived)
+            try:
+                last_ack_at = await acknowledged
+            except BaseException:
+                transfer.cancel()
+                raise
         return {"stage": "sent", "tokens": copy.tokens, "bytes": copy.size_bytes, "last_ack_at": last_ack_at}
 
 

@@ -200,7 +200,7 @@ class PrefillRole:
         """Sends only the increment: not the growing cache of tokens that the receiver holds already."""
 
         def emit(key: SegmentKey, segment: memoryview) -> None:
-            growing = self._layout.layers[key.layer].parts[key.part].kind == "growing"
+            growing = self._layout.part(key).kind == "growing"
             if not growing or key.chunk * self._layout.chunk_tokens >= held_tokens:
                 send(key, segment)
 

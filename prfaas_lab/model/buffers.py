@@ -86,7 +86,7 @@ class IncomingCache:
         if nbytes != expected:
             raise SegmentRefused(f"{key} has {nbytes} bytes, its layout says {expected}")
         self._expected.add(key)
-        part = self.layout.layers[key.layer].parts[key.part]
+        part = self.layout.part(key)
         first = key.chunk * self.layout.chunk_tokens * part.unit_bytes if part.kind == "growing" else 0
         return memoryview(self._memory[key.layer][key.part])[first : first + nbytes]
 

@@ -76,9 +76,13 @@ class CacheLayout:
         """S_kv that crosses for a prompt of `tokens`, of which the receiver has `cached_tokens`."""
         return self.state_bytes + self.token_bytes * (tokens - cached_tokens)
 
+    def part(self, key: SegmentKey) -> Part:
+        """The tensor that a segment is of."""
+        return self.layers[key.layer].parts[key.part]
+
     def segment_bytes(self, key: SegmentKey, tokens: int, *, cached_tokens: int = 0) -> int:
         """Size of one segment of a prompt of `tokens` whose first chunk starts at `cached_tokens`."""
-        part = self.layers[key.layer].parts[key.part]
+        part = self.part(key)
         if part.kind == "state":
             return part.unit_bytes
         start = cached_tokens + key.chunk * self.chunk_tokens

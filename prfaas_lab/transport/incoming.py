@@ -234,7 +234,7 @@ class Incoming:
             place = memoryview(self._sink(key, size)).cast("B")
         except (ValueError, LookupError) as error:
             where = f"{key} of {size} bytes"
-            raise SegmentRefused(f"{where} does not belong to {self.transfer_id}: {error}") from error
+            raise SegmentRefused(f"{where} has no place in {self.transfer_id}: {error}") from error
         if len(place) != size or place.readonly:
             raise SegmentRefused(f"{key}: its place has {len(place)} bytes, {size} are coming")
         segment = self._partial[name] = _Segment(place, total)

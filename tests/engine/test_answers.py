@@ -17,6 +17,7 @@ from prfaas_lab.engine.answers import Answers
 from prfaas_lab.engine.decode import DecodeEngine
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.prefix_copies import Landing, Loan
 from prfaas_lab.engine.torch_executor import TorchDecode, TorchPrefill
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Prompt, extend_prompt, hash_prompt
@@ -95,15 +96,12 @@ class Site:
         with await self.answers.take(f"r{self.served}") as transfer:
             produced: Produced = transfer.payload
             assert produced.tokens == reach
-            self.far.keep_produced(whole, produced)
-            held = self.near.pool.match(whole).known_tokens
-            segments = self.far.produced_beyond(whole, held, produced)
-        self.handed_bytes.append(sum(segment.nbytes for _, segment in segments))
-        return self.near.adopt(
-            resumable(whole),
-            {key: self.damage(key, segment) for key, segment in segments},
-            decoded_from=len(prompt) // CHUNK * CHUNK,
-        )
+            with Landing(self.near, resumable(whole)) as landing:
+                with Loan.of_answer(self.far, whole, landing.held_tokens, produced) as loan:
+                    for key, segment in loan.segments:
+                        landing.destination(key, segment.nbytes)[:] = self.damage(key, segment)
+                self.handed_bytes.append(sum(segment.nbytes for _, segment in loan.segments))
+                return landing.adopt(decoded_from=len(prompt) // CHUNK * CHUNK)
 
 
 def named(tokens: Sequence[int]) -> Prompt:
@@ -112,7 +110,7 @@ def named(tokens: Sequence[int]) -> Prompt:
 
 def resumable(prompt: Prompt) -> Prompt:
     """All of whose blocks may be reused: one token more."""
-    return Prompt(tokens=prompt.tokens + 1, block_tokens=CHUNK, blocks=prompt.blocks)
+    return prompt.beginning(len(prompt.blocks))
 
 
 def text(seed: int, tokens: int) -> list[int]:

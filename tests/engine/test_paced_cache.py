@@ -16,6 +16,7 @@ from prfaas_lab.engine.paced_executor import PacedDecode, PacedPrefill
 from prfaas_lab.engine.payload import Pattern
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache, pool_of
+from prfaas_lab.engine.prefix_copies import Landing, Loan
 from prfaas_lab.engine.sized_cache import SizedCache
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import Geometry, Prompt, hash_prompt
@@ -140,6 +141,8 @@ def test_a_copy_weighs_and_brings_what_a_real_one_does() -> None:
     target.keep(named(range(4 * CHUNK)), 0, ())
     copy = source.copy_beyond(prompt, target.known_tokens(prompt))
     assert copy.size_bytes == 6 * CHUNK * LAYOUT.token_bytes + LAYOUT.state_bytes
+    assert source.pool.stats().pinned_bytes == source.pool.stats().memory_bytes
+    copy.lease.release()
     assert target.adopt(prompt, copy) == 10 * CHUNK
     with pytest.raises(EngineError, match="holds no more"):
         target.copy_beyond(named(range(CHUNK)), 0)
@@ -182,12 +185,14 @@ def test_an_answer_is_handed_over_with_the_bytes_and_for_the_tokens_a_simulated_
     assert (answer.first_token, answer.tokens) == (produced.first_token, produced.tokens) == (256, 448)
 
     whole = named(range(produced.tokens))
-    held.keep_produced(whole, produced)
-    segments = dict(held.produced_beyond(whole, 0, produced))
     with answer.transit:
         copy = sized.answer_beyond(whole, 0, answer)
-    assert sum(segment.nbytes for segment in segments.values()) == copy.size_bytes
-    assert target.adopt(whole, segments, decoded_from=256) == copied.adopt(whole, copy, decoded_from=256)
+    with Loan.of_answer(held, whole, 0, produced) as loan, copy.lease, Landing(target, whole) as landing:
+        assert held.pool.stats().pinned_bytes == sized.pool.stats().pinned_bytes > 0
+        for key, segment in loan.segments:
+            landing.destination(key, segment.nbytes)[:] = segment
+        assert target.pool.stats().pinned_bytes == copy.size_bytes
+        assert landing.adopt(decoded_from=256) == copied.adopt(whole, copy, decoded_from=256)
     assert target.pool.changes() == copied.pool.changes()
 
     following = named(range(produced.tokens + 100))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import pytest
 from transformers import PreTrainedModel
 
 from prfaas_lab.engine.executor import Emit
-from prfaas_lab.engine.kept import Kept
+from prfaas_lab.engine.kept import Kept, Segment
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache
+from prfaas_lab.engine.prefix_copies import Landing, Loan
 from prfaas_lab.engine.spill import SpillTier
 from prfaas_lab.engine.torch_executor import TorchPrefill
 from prfaas_lab.kvcache import Prompt, hash_prompt
@@ -152,16 +153,94 @@ async def test_a_prefix_copied_from_another_engine_is_as_good_as_ones_own(model:
         await run(there, tokens, Received().emit)
         assert here.cache is not None
         assert there.cache is not None
-        held = there.cache.pool.match(named(longer)).known_tokens
-        reach, segments = here.cache.segments_beyond(named(longer), held)
-        copied = {key: memoryview(bytes(segment)) for key, segment in segments}
-        assert reach == there.cache.adopt(named(longer), copied) == 7 * CHUNK
-        sizes = sum(segment.nbytes for _, segment in segments)
-        assert sizes == here.cache.layout.request_bytes(reach, cached_tokens=held)
+        with Landing(there.cache, named(longer)) as landing:
+            held = landing.held_tokens
+            with Loan.of_prefix(here.cache, named(longer), held) as loan:
+                land(landing, loan.segments)
+            assert loan.tokens == landing.adopt() == 7 * CHUNK
+        sizes = sum(segment.nbytes for _, segment in loan.segments)
+        assert sizes == here.cache.layout.request_bytes(loan.tokens, cached_tokens=held)
         whole, reused = Received(), Received()
         await run(there, longer, whole.emit, reuse=False)
         assert (await run(there, longer, reused.emit)).cached_tokens == 7 * CHUNK
         assert reused == whole
+
+
+def land(landing: Landing, segments: Sequence[Segment]) -> None:
+    for key, segment in segments:
+        landing.destination(key, segment.nbytes)[:] = segment
+
+
+async def test_a_copy_in_flight_is_on_the_budget_of_both_ends(qwen: PreTrainedModel) -> None:
+    layout, tokens = layout_of(qwen, CHUNK), prompt(0, 3)
+    weight = layout.request_bytes(3 * CHUNK)
+    here = PrefixCache.of(layout, weight, resumable=True)
+    there = PrefixCache.of(layout, weight, resumable=True)
+    async with PrefillEngine(
+        TorchPrefill(qwen, layout), max_queue=1, clock=time.monotonic, cache=here
+    ) as one:
+        await run(one, tokens, Received().emit)
+    with Loan.of_prefix(here, named(tokens), 0) as loan, Landing(there, named(tokens)) as landing:
+        land(landing, loan.segments[:5])
+        land(landing, loan.segments[:5])  # again, as when a connection broke
+        arrived = sum(segment.nbytes for _, segment in loan.segments[:5])
+        assert (here.pool.stats().pinned_bytes, there.pool.stats().pinned_bytes) == (weight, arrived)
+        assert here.stage(None, 1) is None, "what is being sent is not evicted"
+        land(landing, loan.segments[5:])
+        assert there.pool.stats().transfer_peak_bytes == weight
+        assert landing.adopt() == 3 * CHUNK
+    for cache in (here, there):
+        assert (cache.pool.stats().pinned_bytes, cache.pool.stats().memory_bytes) == (0, weight)
+        cache.pool.check()
+
+
+async def test_a_copy_for_which_there_is_no_room_is_refused_and_given_up(qwen: PreTrainedModel) -> None:
+    layout = layout_of(qwen, CHUNK)
+    cache = PrefixCache.of(layout, layout.request_bytes(3 * CHUNK), resumable=True)
+    key = SegmentKey(0, 0, 0)
+    tail = cache.stage(None, cache.pool.budget_bytes)
+    assert tail is not None
+    with Landing(cache, named(SYSTEM)) as landing:
+        with pytest.raises(SegmentRefused, match="no room for a transfer"):
+            landing.destination(key, layout.segment_bytes(key, CHUNK))
+        tail.release()
+        landing.destination(key, layout.segment_bytes(key, CHUNK))
+    stats = cache.pool.stats()
+    assert (stats.pinned_bytes, stats.memory_bytes, stats.transfers_refused) == (0, 0, 1)
+    cache.pool.check()
+
+
+async def test_the_prefix_that_a_copy_goes_on_from_stays_until_the_copy_is_there(
+    qwen: PreTrainedModel,
+) -> None:
+    tokens = prompt(0, 3 * CHUNK + 3)
+    async with engine(qwen) as here, engine(qwen, layout_of(qwen, CHUNK).request_bytes(9 * CHUNK)) as there:
+        await run(here, tokens, Received().emit)
+        await run(there, prompt(0, 3), Received().emit)
+        assert here.cache is not None
+        assert there.cache is not None
+        with Landing(there.cache, named(tokens)) as landing:
+            with Loan.of_prefix(here.cache, named(tokens), landing.held_tokens) as loan:
+                assert len({key.chunk for key, _ in loan.segments}) == 3, "only what is lacking"
+                land(landing, loan.segments)
+            await run(there, tuple(range(5 * CHUNK)), Received().emit)  # would have pushed it out
+            assert landing.adopt() == 6 * CHUNK
+
+
+@pytest.mark.parametrize("state", [False, True])
+async def test_damage_to_what_is_being_sent_costs_a_computation_and_no_more(
+    qwen: PreTrainedModel, state: bool
+) -> None:
+    tokens = prompt(0, 2 * CHUNK)
+    async with engine(qwen) as prefill:
+        await run(prefill, tokens, Received().emit)
+        assert prefill.cache is not None
+        with Loan.of_prefix(prefill.cache, named(tokens), 0):
+            damage(prefill, tokens, state=state)
+            assert (await run(prefill, tokens, Received().emit)).cached_tokens == 0
+            prefill.cache.pool.check()
+        assert (await run(prefill, tokens, Received().emit)).cached_tokens == 0
+        assert (await run(prefill, tokens, Received().emit)).cached_tokens == 4 * CHUNK
 
 
 async def test_an_incomplete_copy_is_of_no_use_but_does_no_harm(qwen: PreTrainedModel) -> None:
@@ -170,8 +249,12 @@ async def test_an_incomplete_copy_is_of_no_use_but_does_no_harm(qwen: PreTrained
         await run(here, tokens, Received().emit)
         assert here.cache is not None
         assert there.cache is not None
-        _, segments = here.cache.segments_beyond(named(tokens), 0)
-        assert there.cache.adopt(named(tokens), dict(segments[:-1])) == 0
+        with (
+            Loan.of_prefix(here.cache, named(tokens), 0) as loan,
+            Landing(there.cache, named(tokens)) as landing,
+        ):
+            land(landing, loan.segments[:-1])
+            assert landing.adopt() == 0
         reused, whole = Received(), Received()
         assert (await run(there, tokens, reused.emit)).cached_tokens == 0
         await run(there, tokens, whole.emit, reuse=False)
@@ -182,10 +265,11 @@ def test_a_copy_of_the_wrong_shape_is_refused(qwen: PreTrainedModel) -> None:
     cache = PrefixCache.of(layout_of(qwen, CHUNK), PLENTY, resumable=True)
     fits = SegmentKey(0, 0, 0)
     size = cache.layout.segment_bytes(fits, CHUNK)
-    assert len(cache.room_for(named(SYSTEM), fits, size)) == size
-    for key, nbytes in ((fits, size + 1), (SegmentKey(99, 0, 0), size), (SegmentKey(0, 0, 3), size)):
-        with pytest.raises(SegmentRefused):
-            cache.room_for(named(SYSTEM), key, nbytes)
+    with Landing(cache, named(SYSTEM)) as landing:
+        assert len(landing.destination(fits, size)) == size
+        for key, nbytes in ((fits, size + 1), (SegmentKey(99, 0, 0), size), (SegmentKey(0, 0, 3), size)):
+            with pytest.raises(SegmentRefused):
+                landing.destination(key, nbytes)
 
 
 async def test_a_prefix_that_was_spilled_is_as_good_as_one_in_memory(

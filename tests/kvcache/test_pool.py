@@ -60,6 +60,31 @@ def test_what_is_leased_survives_any_pressure() -> None:
     assert pool.match(named(A)).tokens == 0, "and goes once released"
 
 
+def test_what_is_retained_stays_though_it_cannot_be_resumed_from() -> None:
+    pool = Pool(GEOMETRY, 100)
+    put(pool, A, 2)
+    with pool.retain(named(A)) as lease:
+        assert (lease.tokens, lease.snapshot, pool.match(named(A)).tokens) == (8, None, 2)
+        put(pool, [99, *A], 8)
+        assert pool.match(named(A)).known_tokens == 8
+        pool.check()
+    put(pool, [98, *A], 8)
+    assert pool.match(named(A)).known_tokens < 8
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_damage_is_forgotten_once_nobody_reads_it(snapshot: bool) -> None:
+    pool = Pool(GEOMETRY, 1000)
+    put(pool, A, 2, 4, 6)
+    with pool.acquire(named(A)):
+        pool.discard(named(A), 4, snapshot=snapshot)
+        assert (pool.match(named(A)).tokens, pool.stats().damaged) == (6, 0)
+        pool.check()
+    pool.discard(named(A), 4, snapshot=snapshot)
+    assert (pool.match(named(A)).tokens, pool.stats().damaged) == (4, 1)
+    pool.check()
+
+
 def test_what_is_held_is_not_stored_twice() -> None:
     pool = Pool(GEOMETRY, 1000)
     put(pool, A, 8)
@@ -102,6 +127,23 @@ def test_a_transfer_takes_budget_and_gives_it_back() -> None:
             pool.stage(b"more", 41)
     assert (pool.stats().transfers, pool.stats().pinned_bytes) == (0, 0)
     assert pool.match(named([*A, 1])).tokens == 0, "it pushed the prefix out"
+
+
+def test_a_transfer_grows_as_far_as_there_is_room() -> None:
+    pool = Pool(GEOMETRY, 100)
+    put(pool, A, 8)
+    with pool.stage(b"copy", 0) as copy:
+        assert pool.match(named([*A, 1])).tokens == 8, "nothing has come yet"
+        copy.grow(60)
+        assert (copy.size_bytes, pool.stats().pinned_bytes) == (60, 60)
+        assert pool.match(named([*A, 1])).tokens == 0, "it pushed the prefix out"
+        with pytest.raises(CacheError, match="no room for a transfer of 41B: 60B of the cache are pinned"):
+            copy.grow(41)
+        copy.grow(40)
+        pool.check()
+    stats = pool.stats()
+    assert (stats.pinned_bytes, stats.transfers_made, stats.transfers_refused) == (0, 1, 1)
+    assert stats.transfer_peak_bytes == 100
 
 
 def test_releasing_twice_is_a_bug() -> None:

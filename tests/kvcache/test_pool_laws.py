@@ -27,6 +27,7 @@ class PoolMachine(RuleBasedStateMachine):
     """The pool against prompts whose payloads spell the tokens they were computed from."""
 
     leases: list[tuple[Lease, list[int]]]
+    awaiting: list[tuple[Lease, list[int]]]
     transfers: list[Transfer]
 
     @initialize(
@@ -48,7 +49,7 @@ class PoolMachine(RuleBasedStateMachine):
         spill_bytes: int,
         weak: bool,
     ) -> None:
-        self.weak, self.leases, self.transfers = weak, [], []
+        self.weak, self.leases, self.awaiting, self.transfers = weak, [], [], []
         self.folder = tempfile.TemporaryDirectory() if spill == "directory" else None
         self.geometry = Geometry(block_tokens=WIDTH, block_bytes=10, snapshot_bytes=state_bytes)
         self.pool = Pool(
@@ -116,6 +117,39 @@ class PoolMachine(RuleBasedStateMachine):
             assert room
 
     @precondition(lambda self: self.transfers)
+    @rule(more_bytes=st.integers(0, 80))
+    def send_more(self, more_bytes: int) -> None:
+        transfer = self.transfers[-1]
+        room = more_bytes + self.pool.stats().pinned_bytes <= self.pool.budget_bytes
+        before = transfer.size_bytes
+        try:
+            transfer.grow(more_bytes)
+        except CacheError:
+            assert not room
+        assert transfer.size_bytes == before + more_bytes * room
+
+    @rule(tokens=prompts)
+    def await_more(self, tokens: list[int]) -> None:
+        """A copy that goes on from what is held: it stays, whether it can be resumed from or not."""
+        prompt = named(tokens, weak=self.weak)
+        lease = self.pool.retain(prompt)
+        assert list(lease.blocks) == list(prefilled(tokens[: lease.tokens]).values())
+        assert lease.tokens <= self.pool.match(prompt).known_tokens
+        self.awaiting.append((lease, tokens))
+
+    @precondition(lambda self: self.awaiting)
+    @rule()
+    def arrive(self) -> None:
+        lease, tokens = self.awaiting.pop()
+        assert self.pool.match(named(tokens, weak=self.weak)).known_tokens >= lease.tokens
+        lease.release()
+
+    @rule(tokens=prompts, first=st.integers(0, 5), snapshot=st.booleans())
+    def find_damage(self, tokens: list[int], first: int, snapshot: bool) -> None:
+        """In memory. What somebody has leased stays: `unpin` and `arrive` see to that."""
+        self.pool.discard(named(tokens, weak=self.weak), first * WIDTH, snapshot=snapshot)
+
+    @precondition(lambda self: self.transfers)
     @rule()
     def hand_over(self) -> None:
         self.transfers.pop().release()
@@ -147,7 +181,7 @@ class PoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
-        for held in [lease for lease, _ in self.leases] + self.transfers:
+        for held in [lease for lease, _ in self.leases + self.awaiting] + self.transfers:
             held.release()
         assert self.pool.stats().pinned_bytes == 0
         self.pool.check()

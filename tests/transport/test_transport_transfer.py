@@ -98,7 +98,7 @@ async def test_a_segment_that_does_not_belong_ends_the_transfer_on_both_sides(si
         incoming = link.receiver.expect("t", there.sink)
         outgoing = await link.sender.open("t", link.peer)
         here.send(outgoing)
-        with pytest.raises(SegmentRefused, match="does not belong"):
+        with pytest.raises(SegmentRefused, match="has no place"):
             await outgoing.finish()
         with pytest.raises(SegmentRefused):
             await incoming.done()
