@@ -60,6 +60,12 @@ class Directory:
             for holder, known in self._known.items()
         }
 
+    def usable_tokens(self, prompt: Prompt, holder: Holder) -> int:
+        """Prompt tokens that a holder can resume from."""
+        known = self._known.get(holder)
+        depth = self._usable(known, prompt.blocks[: prompt.reusable_blocks]) if known else 0
+        return depth * self.geometry.block_tokens
+
     def held_tokens(self, prompt: Prompt, holder: Holder) -> int:
         """Prompt tokens whose blocks a holder has, with or without a snapshot: what need not cross
         again when the prefix is transferred there (the snapshot always must)."""

@@ -46,8 +46,18 @@ class CacheCopies:
     async def copy(
         self, prompt: Prompt, source: str, destination: str, *, reason: str, answer: Answer | None = None
     ) -> bool:
-        """Copy what `source` can resume of `prompt` to `destination`; whether it is there now. With an
-        `answer`, the prompt ends with it, and `source` is the engine that decoded it."""
+        """Copy what `source` can resume of `prompt` to `destination`; whether that can be resumed from there
+        now. With an `answer`, the prompt ends with it, and `source` is the engine that decoded it."""
+        ends = self._engines[source], self._engines[destination]
+        reach = self._caches.usable_tokens(prompt, ends[0]) // prompt.block_tokens
+        is_there = await self._copy(prompt, source, destination, reason, answer)
+        if not is_there and answer is None:
+            self._caches.copied_in_vain(prompt.beginning(reach), *ends)
+        return is_there
+
+    async def _copy(
+        self, prompt: Prompt, source: str, destination: str, reason: str, answer: Answer | None
+    ) -> bool:
         started_s = self._ledger.now()
         try:
             sent, received = await self._both_ends(prompt, source, destination, answer)
@@ -67,7 +77,7 @@ class CacheCopies:
                 answer_of=answer.request_id if answer else None,
             )
         )
-        return True
+        return bool(received["usable_tokens"] >= sent["tokens"])
 
     async def _both_ends(
         self, prompt: Prompt, source: str, destination: str, answer: Answer | None

@@ -12,7 +12,16 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, get_args
 
-from prfaas_lab.kvcache import Demand, Directory, Geometry, Holder, Prompt, extend_prompt, hash_prompt
+from prfaas_lab.kvcache import (
+    Demand,
+    Directory,
+    FutileCopies,
+    Geometry,
+    Holder,
+    Prompt,
+    extend_prompt,
+    hash_prompt,
+)
 from prfaas_lab.lab.cache_news import read_news
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.metrics import events as ev
@@ -29,6 +38,7 @@ class KVCacheManager:
         self.directory, self.demand = Directory(geometry), Demand()
         self.geometry, self._engines, self._namespace, self._ledger = geometry, engines, namespace, ledger
         self._missed: set[str] = set()
+        self._futile = FutileCopies()
 
     def name(self, tokens: Sequence[int]) -> Prompt:
         """A prompt as caches know it."""
@@ -61,12 +71,22 @@ class KVCacheManager:
             cache=CacheView(
                 token_bytes=self.geometry.block_bytes // self.geometry.block_tokens,
                 state_bytes=self.geometry.snapshot_bytes,
+                futile=self._futile.among(prompt, self._ledger.now()),
             ),
         )
 
     def held_tokens(self, prompt: Prompt, engine: Engine) -> int:
         """Prompt tokens whose blocks an engine has, in the pool of its present role."""
         return self.directory.held_tokens(prompt, _holder(engine))
+
+    def usable_tokens(self, prompt: Prompt, engine: Engine) -> int:
+        """Prompt tokens that a prefill engine can resume from."""
+        return self.directory.usable_tokens(prompt, _holder(engine, "prefill"))
+
+    def copied_in_vain(self, prefix: Prompt, source: Engine, destination: Engine) -> None:
+        """Views of prompts that begin with `prefix` say so for a while."""
+        if prefix.blocks:
+            self._futile.add(prefix, source.name, destination.name, self._ledger.now())
 
     def asked(self, prompt: Prompt, *engines: str) -> None:
         """A request for `prompt` was placed on these engines: what it shares with others is wanted in their

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from prfaas_lab.kvcache import Prompt, Replication, replication_advice
+from prfaas_lab.kvcache import FutileCopies, Prompt, Replication, replication_advice
 from prfaas_lab.lab.cache_copies import CacheCopies
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.metrics.ledger import Ledger
@@ -15,8 +15,6 @@ from prfaas_lab.router.values import EngineView, PathView, View
 INTERVAL_S = 2.0
 COPIES_AT_ONCE = 2
 """A round copies so many at most, one after the other: requests use the same links."""
-FUTILE_S = 60.0
-"""A copy that failed, or found no room, is not made again for as long as it was to pay in."""
 _UNSHAPED_BPS = 1e12
 
 
@@ -24,11 +22,14 @@ async def replicate(
     caches: KVCacheManager, copies: CacheCopies, view: Callable[[], View], ledger: Ledger
 ) -> None:
     """Round after round, for as long as it is let run."""
-    futile: dict[tuple[bytes, str], float] = {}
+    futile = FutileCopies()
     while True:
         await asyncio.sleep(INTERVAL_S)
-        futile = {copy: until_s for copy, until_s in futile.items() if until_s > ledger.now()}
-        promising = [a for a in advised(caches, view(), ledger.now()) if _copy_of(a) not in futile]
+        promising = [
+            advice
+            for advice in advised(caches, view(), ledger.now())
+            if (advice.source, advice.destination) not in futile.among(advice.prompt, ledger.now())
+        ]
         for advice in promising[:COPIES_AT_ONCE]:
             ends = engines_for(caches, advice, view())
             if ends is None:
@@ -36,7 +37,7 @@ async def replicate(
             reason = f"hot: saves {advice.saved_s:.2f} s a minute for {advice.cost_s:.2f} s on the link"
             await copies.copy(advice.prompt, *ends, reason=reason)
             if caches.directory.match(advice.prompt).get(advice.destination, 0) < tokens_of(advice.prompt):
-                futile[_copy_of(advice)] = ledger.now() + FUTILE_S
+                futile.add(advice.prompt, advice.source, advice.destination, ledger.now())
 
 
 def advised(caches: KVCacheManager, view: View, now_s: float) -> tuple[Replication, ...]:
@@ -67,10 +68,6 @@ def engines_for(caches: KVCacheManager, advice: Replication, view: View) -> tupl
 
 def tokens_of(prompt: Prompt) -> int:
     return len(prompt.blocks) * prompt.block_tokens
-
-
-def _copy_of(advice: Replication) -> tuple[bytes, str]:
-    return advice.prompt.blocks[-1].key, advice.destination
 
 
 def _speeds(engines: Iterable[EngineView]) -> dict[str, float]:

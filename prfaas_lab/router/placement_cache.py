@@ -7,6 +7,7 @@ l_total - l_prefix, and when the engine it chooses holds less, the prefix is cop
 The paper leaves the boundary open. Ours, in this order:
 1. A path that is down, or more than `ABUNDANT_BELOW` in use, is scarce: a copy would push against the
    KVCache of requests.
+   So is one between two engines over which a copy of this prefix has lately come to nothing.
 2. Over any other path bandwidth is abundant *for this prefix* when copying what the engine lacks takes
    less than `1 / MARGIN` of the time that computing it would:
    MARGIN * (RTT + bytes / free rate) < lacking tokens * measured seconds per token.
@@ -62,6 +63,8 @@ def copy_saves_s(source: EngineView, destination: EngineView, view: View) -> flo
     path = _path(source.datacenter, destination.datacenter, view)
     speed = destination.prefill_s_per_token
     if view.cache is None or speed is None or path is None:
+        return None
+    if (source.name, destination.name) in view.cache.futile:
         return None
     if not path.up or path.rate_bps == 0 or path.utilization > ABUNDANT_BELOW:
         return None

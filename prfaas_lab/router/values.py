@@ -100,6 +100,8 @@ class CacheView:
 
     token_bytes: int
     state_bytes: int
+    futile: frozenset[tuple[str, str]] = frozenset()
+    """(source, destination) of engines between which a beginning of this prompt was lately copied in vain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

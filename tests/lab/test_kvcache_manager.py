@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from prfaas_lab.kvcache import Geometry, Pool
+from prfaas_lab.kvcache import FUTILE_S, Geometry, Pool
 from prfaas_lab.lab.cache_news import PromptNames, news_of
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
-from prfaas_lab.lab.replication import FUTILE_S, INTERVAL_S, advised, engines_for, replicate, tokens_of
+from prfaas_lab.lab.replication import INTERVAL_S, advised, engines_for, replicate, tokens_of
 from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router import DatacenterView, PathView, View
@@ -179,3 +179,20 @@ def test_a_prefix_that_is_hot_elsewhere_is_advised_over_a_link_with_room() -> No
     lab.put("east-p0", 4)
     lab.tell("east-p0")
     assert not advised(lab.manager, idle, 0.0)
+
+
+def test_a_copy_that_came_to_nothing_is_in_the_views_of_what_begins_alike() -> None:
+    lab = Lab()
+    lab.put("west-p0", 4)
+    lab.tell("west-p0")
+    west, east = lab.engines["west-p0"], lab.engines["east-p0"]
+    assert lab.manager.usable_tokens(lab.prompt, west) == 16
+    assert lab.manager.usable_tokens(lab.prompt, east) == 0
+    lab.manager.copied_in_vain(lab.prompt.beginning(4), west, east)
+    seen = lab.view()
+    assert seen.cache is not None
+    assert seen.cache.futile == {("west-p0", "east-p0")}
+    other = lab.manager.matched(seen, lab.manager.name([99, *TOKENS]))
+    assert other.cache is not None
+    assert not other.cache.futile
+    lab.manager.copied_in_vain(lab.prompt.beginning(0), west, east)  # its source held nothing after all

@@ -9,7 +9,7 @@ from typing import Any
 
 from prfaas_lab.engine.prefix_cache import pool_of
 from prfaas_lab.engine.sized_cache import SizedCache
-from prfaas_lab.kvcache import Geometry, hash_prompt
+from prfaas_lab.kvcache import Geometry, Prompt, hash_prompt
 from prfaas_lab.lab.cache_copies import CacheCopies
 from prfaas_lab.lab.simulated_cache import CopyLandings, SimulatedCache
 from prfaas_lab.lab.virtual_time import run_virtual
@@ -40,6 +40,7 @@ class Lab:
     def __init__(self, room_bytes: int = WEIGHT) -> None:
         self.wire, landings = Wire(), CopyLandings()
         self.ledger = Ledger(asyncio.get_running_loop().time, 0.0)
+        self.in_vain: list[Prompt] = []
         pools = [pool_of(GEOMETRY, budget, resumable=True) for budget in (WEIGHT, room_bytes)]
         self.here, self.there = (SizedCache(pool, state_bytes=100) for pool in pools)
         self.here.keep(PROMPT, 0, (16,))
@@ -54,7 +55,11 @@ class Lab:
             for name, at in (("here", self.source), ("there", self.target))
         }
         network = SimpleNamespace(data_address=lambda *_: ("there", 1))
-        caches = SimpleNamespace(learn=lambda *_: None)
+        caches = SimpleNamespace(
+            learn=lambda *_: None,
+            usable_tokens=lambda *_: 16,
+            copied_in_vain=lambda prefix, *_: self.in_vain.append(prefix),
+        )
         copies = CacheCopies(engines, network, caches, self.ledger)  # type: ignore[arg-type]
         return await copies.copy(PROMPT, "here", "there", reason="a test")
 
@@ -72,7 +77,7 @@ def test_it_is_on_the_budget_of_both_ends_until_it_is_there() -> None:
         assert lab.here.in_transit(0) is None, "what is being sent is not evicted"
         assert await copying
         assert lab.there.find(PROMPT) == (16, 0)
-        assert lab.pinned_bytes == (0, 0)
+        assert (lab.pinned_bytes, lab.in_vain) == ((0, 0), [])
         for cache in (lab.here, lab.there):
             cache.pool.check()
 
@@ -101,6 +106,7 @@ def test_one_that_finds_no_room_is_not_sent() -> None:
         lab.ledger.subscribe(lambda event: said.append(event.text) if isinstance(event, Noted) else None)
         assert not await lab.copy()
         assert "no room for a transfer" in said[0]
+        assert lab.in_vain == [PROMPT.beginning(4)]
         assert (lab.wire.sent, lab.pinned_bytes) == ([], (0, 0))
         assert lab.there.pool.stats().transfers_refused == 1
 

@@ -41,6 +41,11 @@ def view(east: int, west: int, *, s_per_token: float | None = 1e-3, **path: floa
     )  # fmt: skip
 
 
+FUTILE = CacheView(
+    token_bytes=TOKEN_BYTES, state_bytes=STATE_BYTES, futile=frozenset({("east-p0", "west-p0")})
+)
+
+
 def placed(seen: View) -> Placement:
     return policy("cache-aware")(REQUEST, seen, PLAN)
 
@@ -62,6 +67,7 @@ def test_a_prefix_far_away_is_copied_when_that_beats_computing_it() -> None:
         view(1792, 0, s_per_token=1e-5),
         replace(view(1792, 0), cache=None),
         replace(view(1792, 0), paths=()),
+        replace(view(1792, 0), cache=FUTILE),
     ],
 )
 def test_where_bandwidth_is_scarce_or_nobody_can_tell_caches_count_per_datacenter(scarce: View) -> None:
