@@ -10,68 +10,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.fluid import Flow, Fluid, Piece
-from prfaas_lab.fabric.fluid_tcp import goodput, late, loss, most, ramp_s
+from prfaas_lab.fabric.fluid_tcp import goodput, loss, most, ramp_s
+from prfaas_lab.fabric.fluid_transfer import Direction, Path, Transfer
 from prfaas_lab.fabric.plan import directions, plan
 from prfaas_lab.fabric.shape import ACHIEVABLE, FRAME_BYTES, Counters, Shape
 from prfaas_lab.spec.topology import Topology
 
-Direction = tuple[str, str]
-
+_CONNECTIONS = 4
 UNSHAPED_BYTES_PER_S = 1.25e9
 """Of a link without a rate: 10 Gbit/s."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
-    """The way of every transfer between two nodes."""
-
-    route: tuple[object, ...]
-    there: tuple[Direction, ...]
-    back: tuple[Direction, ...]
-    intra_s: float
-    """Delay of the engines' own links, one way."""
-
-
-class Transfer:
-    """KVCache on its way; `cancel` gives it up."""
-
-    __slots__ = ("_flow", "_network", "_on_arrived", "_path", "_timer")
-
-    def __init__(self, network: FluidNetwork, path: _Path, on_arrived: Callable[[float], None]) -> None:
-        self._network, self._path, self._on_arrived = network, path, on_arrived
-        self._flow: Flow | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._flow is not None:
-            self._network.fluid.cancel(self._flow)
-            self._flow = None
-
-    def begin(self, pieces: Iterable[Piece]) -> None:
-        """Send over a path that has links."""
-        self._timer = None  # it knows us: a circle that only a collection would end
-        path, network = self._path, self._network
-        self._flow = network.fluid.send(path.route, pieces, self._sent, most=network.most(path))
-
-    def begin_later(self, after_s: float, pieces: Iterable[Piece]) -> None:
-        self._timer = asyncio.get_running_loop().call_later(after_s, self.begin, pieces)
-
-    def arrive(self, after_s: float) -> None:
-        """The last byte leaves then."""
-        there_s, back_s = self._network.delays(self._path)
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(after_s + there_s, self._on_arrived, back_s)
-
-    def _sent(self) -> None:
-        self._flow = None
-        self.arrive(0.0)
 
 
 class FluidNetwork:
@@ -80,19 +31,21 @@ class FluidNetwork:
     shaper = "fluid"
     reason = "simulated: links are fluid, shared max-min fairly"
 
-    def __init__(
-        self, topology: Topology, *, scale: float = 1.0, time_scale: float = 1.0, connections: int = 4
-    ) -> None:
+    def __init__(self, topology: Topology, *, scale: float = 1.0, time_scale: float = 1.0) -> None:
         layout = plan(topology, "", scale=scale, time_scale=time_scale)
         self.topology, self.fluid = topology, Fluid()
         self.directions: tuple[Direction, ...] = tuple(layout.shapes)
         self.changes = 0
         self._shapes, self._sites = dict(layout.shapes), layout.sites
         self._homes = {name: dc for dc in topology.datacenters for name in topology.engine_names(dc)}
-        self._window_bytes, self._connections = layout.window_bytes, connections
+        self.window_bytes = layout.window_bytes
+        self.connections = dict.fromkeys(topology.datacenters, _CONNECTIONS)
+        """TCP connections of each pair of engines, by where the sender is."""
         self._traffic: dict[Direction, list[float]] = {}
         self._greedy: dict[Direction, list[Flow]] = {}
         self._met: set[tuple[str, str]] = set()
+        self.last: dict[tuple[str, str], Transfer] = {}
+        """Of each pair, who came last to its line and is not sent."""
         self._loop = asyncio.get_running_loop()
         self._path = cache(self._find_path)
         self._hops = cache(lambda source, destination: directions(topology, source, destination))
@@ -192,38 +145,36 @@ class FluidNetwork:
     ) -> Transfer:
         """Send what an engine makes, piece after piece from now on; `on_arrived(back_s)` when the last
         byte lies at the other engine, which then takes `back_s` to say so."""
-        path = self._path_between(source, destination)
-        transfer, made = Transfer(self, path, on_arrived), list(pieces)
-        if not path.route:
-            transfer.arrive(sum([seconds for seconds, _ in made]))
-        elif (ramp_s := self._first_ramp_s(source, destination, path, made)) > 0.0:
-            transfer.begin_later(ramp_s, late(made, ramp_s))
+        path, made = self._path_between(source, destination), list(pieces)
+        transfer = Transfer(self, (source, destination), path, on_arrived)
+        if path.route:
+            transfer.queue(made, self._first_ramp_s(source, destination, path, made))
         else:
-            transfer.begin(made)
+            transfer.arrive(sum([seconds for seconds, _ in made]))
         return transfer
 
-    def _first_ramp_s(self, source: str, destination: str, path: _Path, made: list[Piece]) -> float:
+    def _first_ramp_s(self, source: str, destination: str, path: Path, made: list[Piece]) -> float:
         """Of a pair's first transfer; its connections stay open."""
         if (source, destination) in self._met:
             return 0.0
         self._met.add((source, destination))
         return self._ramp_s(path, made)
 
-    def _ramp_s(self, path: _Path, made: list[Piece]) -> float:
+    def _ramp_s(self, path: Path, made: list[Piece]) -> float:
         """What a new pair's connections lose: handshakes, and doubling each round trip up to the pace
         that the sender makes or the path carries."""
         making_s, size = sum(seconds for seconds, _ in made), sum(size for _, size in made)
         pace = min(self.fluid.share(path.route), self.most(path), size / making_s if making_s else math.inf)
-        return ramp_s(pace, sum(self.delays(path)), self._connections)
+        return ramp_s(pace, sum(self.delays(path)), self.connections[path.here])
 
-    def _path_between(self, source: str, destination: str) -> _Path:
+    def _path_between(self, source: str, destination: str) -> Path:
         """Of two engines; the same for all of two sites, unless engines' own links have a rate."""
         here, there = self._homes[source], self._homes[destination]
         if self._sites[here].intra.rate_bps is None and self._sites[there].intra.rate_bps is None:
             return self._path("", here, "", there)
         return self._path(source, here, destination, there)
 
-    def _find_path(self, source: str, here: str, destination: str, there: str) -> _Path:
+    def _find_path(self, source: str, here: str, destination: str, there: str) -> Path:
         hops, back = self._hops(here, there), self._hops(there, here)
         route: list[object] = []
         for engine, way, site in ((source, "out", here), (destination, "in", there)):
@@ -235,18 +186,18 @@ class FluidNetwork:
                 route.append(("egress", direction[1]))
             route.append(direction)
         intra_s = self._sites[here].intra.delay_s + self._sites[there].intra.delay_s
-        return _Path(route=tuple(route), there=hops, back=back, intra_s=intra_s)
+        return Path(here=here, route=tuple(route), there=hops, back=back, intra_s=intra_s)
 
-    def _delays_of(self, path: _Path) -> tuple[float, float]:
+    def _delays_of(self, path: Path) -> tuple[float, float]:
         return (
             path.intra_s + sum(self._shapes[hop].delay_s for hop in path.there),
             path.intra_s + sum(self._shapes[hop].delay_s for hop in path.back),
         )
 
-    def _most_of(self, path: _Path) -> float:
+    def _most_of(self, path: Path) -> float:
         """Bytes/s of one transfer, as its connections' windows and the loss on its way allow."""
         kept = math.prod(1 - loss(self._shapes[hop]) for hop in path.there)
-        return most(sum(self.delays(path)), kept, self._connections, self._window_bytes)
+        return most(sum(self.delays(path)), kept, self.connections[path.here], self.window_bytes)
 
     def _apply(self, direction: Direction) -> None:
         rate_bps = self._shapes[direction].rate_bps

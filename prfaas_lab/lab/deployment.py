@@ -223,12 +223,6 @@ class Foundation:
 
     def _engine_order(self, name: str, datacenter: str, key: str) -> EngineOrder:
         scenario, node = self.resolved.scenario, self.fabric.nodes[name]
-        ways = Ways(self.fabric).paths()
-        longest = max(
-            (way for way in ways if way.source == datacenter and way.rate_bps),
-            key=lambda way: (way.rate_bps or 0.0) * way.rtt_s,
-            default=None,
-        )
         return EngineOrder(
             name=name,
             role=self.resolved.topology.engine_names(datacenter)[name],
@@ -240,8 +234,7 @@ class Foundation:
             key_hex=key,
             settings=scenario.engine,
             transport=scenario.transport,
-            path_rate_bps=longest.rate_bps if longest else None,
-            path_rtt_s=longest.rtt_s if longest else None,
+            path=Ways(self.fabric).hint(datacenter),
             corrupt=self.options.corrupt,
             cache=cache_share(self.resolved, datacenter, disk_path=self.ownership.spill),
             pace=self.pacing.of(datacenter) if self.pacing else None,

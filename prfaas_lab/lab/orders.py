@@ -16,6 +16,7 @@ from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
 from prfaas_lab.spec.topology import PrefixCache, Spec
+from prfaas_lab.transport.limits import PathHint
 from prfaas_lab.workload.request import GREEDY, Sampling
 
 HANDOVER_LAYER = 0xFFFF
@@ -91,8 +92,7 @@ class EngineOrder(Spec):
     key_hex: str
     settings: EngineSettings
     transport: TransportSettings
-    path_rate_bps: float | None = None
-    path_rtt_s: float | None = None
+    path: PathHint | None = None
     corrupt: Corruption | None = None
     cache: CacheShare | None = None
     pace: Pace | None = None

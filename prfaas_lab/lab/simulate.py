@@ -45,6 +45,7 @@ from prfaas_lab.metrics.summary import summarize
 from prfaas_lab.router import UNAWARE, DatacenterView, Route, policy
 from prfaas_lab.router.values import Role
 from prfaas_lab.spec.scenario import Resolved
+from prfaas_lab.transport.limits import Limits
 from prfaas_lab.workload.generate import generate
 from prfaas_lab.workload.request import Request
 
@@ -144,6 +145,9 @@ class _Run:
         _phase(ledger, "network", network.reason)
         engines = self._engines(network, ledger)
         ways = Ways(network)
+        for datacenter in network.connections:
+            limits = Limits.of(scenario.transport, ways.hint(datacenter))
+            network.connections[datacenter] = limits.connections_to_peer(network.window_bytes)
         service = self._service(engines, ways, ledger)
 
         async def serve(request: Request) -> list[int] | None:

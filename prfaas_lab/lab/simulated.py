@@ -13,7 +13,8 @@ from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
 from prfaas_lab.errors import EngineError
-from prfaas_lab.fabric.fluid_network import FluidNetwork, Transfer
+from prfaas_lab.fabric.fluid_network import FluidNetwork
+from prfaas_lab.fabric.fluid_transfer import Transfer
 from prfaas_lab.lab.engines import Ended, EngineClient, OpenOrder, Tell
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask, PacedModel, PrefillOrder
 from prfaas_lab.lab.simulated_cache import SimulatedCache

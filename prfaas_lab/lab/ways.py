@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.lab.egress import Estimate
 from prfaas_lab.router.values import PathView
 from prfaas_lab.spec.topology import Topology
+from prfaas_lab.transport.limits import PathHint
 
 
 class Net(Protocol):
@@ -91,6 +92,24 @@ class Ways:
         """The narrowest direction of a link on the way: its name, and the end that sends."""
         there, _ = self._hops[source, destination]
         return min(there, key=lambda hop: _rate_bps(self._fabric.shape(*hop)))
+
+    def hint(self, source: str) -> PathHint | None:
+        """What the transport of a datacenter's engines goes by: of all ways from there, the one that holds
+        most; None when none has both a rate and a delay."""
+        hints = [
+            PathHint(rate_bps=way.rate_bps, rtt_s=way.rtt_s, pairs=self._pairs_of_engines(way))
+            for way in self.paths()
+            if way.source == source and way.rate_bps and way.rtt_s
+        ]
+        return max(hints, key=lambda hint: hint.bdp_bytes, default=None)
+
+    def _pairs_of_engines(self, way: PathView) -> int:
+        """Who may send KVCache there, times who may receive it."""
+        senders = self._engines(way.source, "prefill")
+        return max(1, senders * self._engines(way.destination, "decode"))
+
+    def _engines(self, datacenter: str, role: Literal["prefill", "decode"]) -> int:
+        return list(self._fabric.topology.engine_names(datacenter).values()).count(role)
 
     def configured_bps(self, link: str, source: str) -> float | None:
         """The rate of one direction of a link, as it is now."""

@@ -47,7 +47,7 @@ from prfaas_lab.lab.orders import (
 from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.buffers import IncomingCache, Produced
 from prfaas_lab.model.layout import CacheLayout, SegmentKey
-from prfaas_lab.transport import KVReceiver, KVSender, Limits, PathHint
+from prfaas_lab.transport import KVReceiver, KVSender, Limits
 from prfaas_lab.transport.codec import codec_for
 
 _LARGEST_ORDER_BYTES = 1 << 26
@@ -355,7 +355,7 @@ def _sender(order: EngineOrder, layout: CacheLayout) -> KVSender:
     return KVSender(
         key=bytes.fromhex(order.key_hex),
         fingerprint=layout.fingerprint,
-        settings=_limits(order),
+        settings=Limits.of(order.transport, order.path),
         codec=codec_for(order.transport.compression, layout),
         clock=time.monotonic,
     )
@@ -365,20 +365,7 @@ def _receiver(order: EngineOrder, layout: CacheLayout) -> KVReceiver:
     return KVReceiver(
         key=bytes.fromhex(order.key_hex),
         fingerprint=layout.fingerprint,
-        settings=_limits(order),
+        settings=Limits.of(order.transport, order.path),
         codec=codec_for(order.transport.compression, layout),
         clock=time.monotonic,
-    )
-
-
-def _limits(order: EngineOrder) -> Limits:
-    path = None
-    if order.path_rate_bps and order.path_rtt_s:
-        path = PathHint(rate_bps=order.path_rate_bps, rtt_s=order.path_rtt_s)
-    wanted = order.transport.connections
-    return Limits(
-        connections=None if wanted == "auto" else wanted,
-        path=path,
-        window_bytes=order.transport.window,
-        progress_timeout_s=order.transport.timeout,
     )

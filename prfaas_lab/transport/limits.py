@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from prfaas_lab.spec.scenario import TransportSettings
 
 KIB, MIB = 1024, 1024 * 1024
 
 MAX_AUTO_CONNECTIONS = 16
 MIN_AUTO_CONNECTIONS = 4
 MIN_FRAME_BYTES = 64 * KIB
+LEAST_WINDOW_BYTES = 4 * 1448
+"""What a connection keeps in flight, however narrow the path (BBR's least window)."""
 _TCP_WMEM = Path("/proc/sys/net/ipv4/tcp_wmem")
 
 
@@ -21,6 +26,8 @@ class PathHint:
 
     rate_bps: float
     rtt_s: float
+    pairs: int = 1
+    """Pairs of engines that share it."""
 
     @property
     def bdp_bytes(self) -> int:
@@ -70,18 +77,31 @@ class Limits:
     sample_interval_s: float = 0.1
     """How often TCP_INFO is read."""
 
+    @classmethod
+    def of(cls, settings: TransportSettings, path: PathHint | None) -> Limits:
+        """As a scenario says."""
+        return cls(
+            connections=None if settings.connections == "auto" else settings.connections,
+            path=path,
+            window_bytes=settings.window,
+            progress_timeout_s=settings.timeout,
+        )
+
     def frame_bytes_at(self, rate_bps: float) -> int:
         """What a connection of this rate takes at a time."""
         return min(max(int(rate_bps / 8 * self.frame_time_s), MIN_FRAME_BYTES), self.max_frame_bytes)
 
-    def connections_to_peer(self) -> int:
-        """Fixed, or enough that half the largest send buffer of each together covers the BDP."""
+    def connections_to_peer(self, buffer_bytes: int | None = None) -> int:
+        """Fixed, or enough that half the largest send buffer of each (`buffer_bytes`, else this kernel's)
+        together covers the BDP. Fewer than `MIN_AUTO_CONNECTIONS` where the least windows of so many would
+        not fit a pair's part of the BDP: they only stand in queues, and are lost there."""
         if self.connections is not None:
             return self.connections
         if self.path is None:
             return MIN_AUTO_CONNECTIONS
-        wanted = math.ceil(self.path.bdp_bytes / (send_buffer_bytes() / 2))
-        return min(max(wanted, MIN_AUTO_CONNECTIONS), MAX_AUTO_CONNECTIONS)
+        wanted = math.ceil(self.path.bdp_bytes / ((buffer_bytes or send_buffer_bytes()) / 2))
+        fit = self.path.bdp_bytes // (self.path.pairs * LEAST_WINDOW_BYTES)
+        return min(max(wanted, min(fit, MIN_AUTO_CONNECTIONS), 1), MAX_AUTO_CONNECTIONS)
 
 
 def send_buffer_bytes() -> int:

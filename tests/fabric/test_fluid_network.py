@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from prfaas_lab.fabric.fluid import Piece
 from prfaas_lab.fabric.fluid_network import FluidNetwork
+from prfaas_lab.fabric.fluid_transfer import Transfer
 from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.spec.topology import Topology
 
@@ -14,7 +16,7 @@ TOPOLOGY = Topology.model_validate(
     {
         "name": "two",
         "datacenters": {
-            "east": {"role": "prfaas", "engines": {"prefill": 1}},
+            "east": {"role": "prfaas", "engines": {"prefill": 2}},
             "west": {"role": "local", "engines": {"prefill": 1, "decode": 1}},
         },
         "links": {"wan": {"between": ["east", "west"], "rate": "100Mbit", "delay": "10ms"}},
@@ -52,3 +54,86 @@ def test_greedy_flows_of_several_events_may_overlap() -> None:
         return network.load(*WAN)[0]
 
     assert run_virtual(main()) == pytest.approx(100e6)
+
+
+class Line:
+    """Transfers over the link, and when each arrived."""
+
+    def __init__(self) -> None:
+        self.network, self.arrived = FluidNetwork(TOPOLOGY), dict[str, float]()
+
+    def send(self, name: str, pieces: list[Piece], source: str = "east-p0") -> Transfer:
+        def done(back_s: float) -> None:
+            self.arrived[name] = round(asyncio.get_running_loop().time(), 1)
+
+        return self.network.send(source, "west-d0", pieces, done)
+
+
+SECOND = round(100e6 * 0.956 / 8)
+"""Bytes that the link carries in one."""
+
+
+def test_a_pairs_transfers_go_one_after_another_and_pairs_share() -> None:
+    async def main() -> dict[str, float]:
+        line = Line()
+        line.send("first", [(0.0, 2 * SECOND)])
+        line.send("second", [(0.0, 2 * SECOND)])
+        line.send("other", [(0.0, 2 * SECOND)], source="east-p1")
+        await asyncio.sleep(100.0)
+        return line.arrived
+
+    arrived = run_virtual(main())
+    assert arrived == {"first": pytest.approx(4, abs=0.3), "other": pytest.approx(4, abs=0.3),
+                       "second": pytest.approx(6, abs=0.3)}  # fmt: skip
+
+
+def test_what_was_made_while_it_waited_is_not_made_again() -> None:
+    async def main() -> dict[str, float]:
+        line = Line()
+        line.send("first", [(0.0, 4 * SECOND)])
+        line.send("second", [(3.0, SECOND), (3.0, SECOND)])
+        await asyncio.sleep(100.0)
+        return line.arrived
+
+    assert run_virtual(main())["second"] == pytest.approx(6.1, abs=0.3)
+
+
+def test_what_is_still_being_made_holds_nobody_up() -> None:
+    async def main() -> dict[str, float]:
+        line = Line()
+        line.send("prefill", [(10.0, SECOND)])
+        line.send("copy", [(0.0, SECOND)])
+        await asyncio.sleep(100.0)
+        return line.arrived
+
+    arrived = run_virtual(main())
+    assert arrived["copy"] < 2
+    assert arrived["prefill"] == pytest.approx(10, abs=0.3)
+
+
+@pytest.mark.parametrize("given_up", [0, 1], ids=["under way", "in line"])
+def test_who_is_given_up_leaves_the_line(given_up: int) -> None:
+    async def main() -> dict[str, float]:
+        line = Line()
+        transfers = [line.send(str(number), [(0.0, 2 * SECOND)]) for number in range(3)]
+        await asyncio.sleep(1.0)
+        transfers[given_up].cancel()
+        await asyncio.sleep(100.0)
+        assert not line.network.last
+        return line.arrived
+
+    arrived = run_virtual(main())
+    assert str(given_up) not in arrived
+    assert arrived["2"] == pytest.approx(5 if given_up == 0 else 4, abs=0.3)
+
+
+def test_a_first_transfer_given_up_while_it_dials_holds_nobody_up() -> None:
+    async def main() -> dict[str, float]:
+        line = Line()
+        first = line.send("first", [(0.0, SECOND)])
+        line.send("second", [(0.0, SECOND)])
+        first.cancel()
+        await asyncio.sleep(100.0)
+        return line.arrived
+
+    assert run_virtual(main())["second"] == pytest.approx(1, abs=0.3)

@@ -50,6 +50,16 @@ def test_the_longer_and_faster_the_path_the_more_connections_within_bounds():
 
     counts = [count(10.0**power, 0.05) for power in range(6, 13)]
     assert counts == sorted(counts)
-    assert counts[0] == MIN_AUTO_CONNECTIONS
+    assert counts[0] == 1  # 6 kB of BDP
+    assert counts[1] == MIN_AUTO_CONNECTIONS
     assert counts[-1] == MAX_AUTO_CONNECTIONS
     assert Limits(connections=3).connections_to_peer() == 3
+
+
+def test_as_few_connections_as_have_room_where_many_pairs_share_a_narrow_path():
+    def count(pairs: int) -> int:
+        return Limits(path=PathHint(rate_bps=350e6, rtt_s=0.002, pairs=pairs)).connections_to_peer()
+
+    assert count(1) == MIN_AUTO_CONNECTIONS
+    assert 1 < count(5) < MIN_AUTO_CONNECTIONS
+    assert count(20) == 1  # the least windows of 80 connections are five times the BDP
