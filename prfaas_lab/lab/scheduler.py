@@ -33,7 +33,8 @@ _FEWEST = 30
 _WORTH_TELLING = 0.1
 """A threshold that moved by less than this share since it was last told of is not told of."""
 _SMOOTHING = 0.1
-"""Of the rates that the long-term loop reckons with: over about ten short-term ticks."""
+"""Of the rates that the long-term loop reckons with: over about ten short-term ticks. A way that is down says
+nothing of what it will give: instances converted for an outage were converted back after it."""
 
 
 class Scheduler:
@@ -101,7 +102,7 @@ class Scheduler:
         """What is believed of a way now; its rate is smoothed for the long-term loop."""
         pair = path.source, path.destination
         way = self._ways[pair] = look(self._ways.get(pair, Way()), _reading(path))
-        if way.rate_bps is not None:
+        if way.rate_bps is not None and way.up:
             before = self._rates.get(pair, way.rate_bps)
             self._rates[pair] = before + _SMOOTHING * (way.rate_bps - before)
         return way

@@ -70,6 +70,12 @@ def test_on_a_link_that_binds_the_threshold_rises_and_says_why(tmp_path: Path) -
     assert summary["failed"] == 0
 
 
+def test_an_outage_is_no_reason_to_convert_back_and_forth(tmp_path: Path) -> None:
+    _, events = run("fluctuating", "prfaas", tmp_path, seed=2)
+    ways = [event.after for event in events if isinstance(event, RoleChanged)]
+    assert ways == ["prefill"]
+
+
 def traffic(rate: str, *, lasts: str | None = None) -> Any:
     """What the link gives falls, and its configured rate says nothing of it."""
     given = {"at": "30s", "link": "vpc", "source": "prfaas-h200", "cross_traffic": rate, "lasts": lasts}
