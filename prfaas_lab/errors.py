@@ -39,6 +39,12 @@ class UnitError(LabError, ValueError):
     exit_code = 2
 
 
+class UsageError(LabError):
+    """What was asked on the command line cannot be; nothing was started."""
+
+    exit_code = 2
+
+
 class FabricError(LabError):
     """The emulated network could not be made, shaped, measured or removed."""
 

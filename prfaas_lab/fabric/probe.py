@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prfaas_lab.errors import FabricError
+from prfaas_lab.errors import FabricError, UsageError
 from prfaas_lab.fabric import interfaces, namespaces, qdisc
 from prfaas_lab.fabric.egress import cap_egress
-from prfaas_lab.fabric.netlink import Netlink
+from prfaas_lab.fabric.netlink import Netlink, NetlinkError
 from prfaas_lab.fabric.shape import Shape
 
 SHAPERS = ("netem", "tun", "relay")
@@ -67,12 +68,12 @@ def choose_shaper(found: Probe, wanted: str = "auto") -> tuple[str, str]:
     """(shaper, reason in words). Raises FabricError when the wanted one cannot be had."""
     if wanted != "auto":
         if wanted not in SHAPERS:
-            raise FabricError(f"there is no shaper {wanted!r}", remedy=f"use auto, {', '.join(SHAPERS)}")
+            raise UsageError(f"there is no shaper {wanted!r}", remedy=f"use auto, {', '.join(SHAPERS)}")
         if trouble := found.missing(wanted):
             raise FabricError(f"the {wanted} shaper cannot be used: {trouble}", remedy=REMEDY)
         return wanted, "as asked"
     best = next(shaper for shaper in SHAPERS if not found.missing(shaper))
-    passed_over = [f"{name}: {found.missing(name)}" for name in SHAPERS[: SHAPERS.index(best)]]
+    passed_over = [f"no {name}: {found.missing(name)}" for name in SHAPERS[: SHAPERS.index(best)]]
     return best, "; ".join(passed_over) or "the kernel has all of it"
 
 
@@ -99,7 +100,12 @@ def _try_veth(netlink: Netlink, netns: str) -> None:
 
 
 def _try_netem(netlink: Netlink) -> None:
-    qdisc.add_netem(netlink, interfaces.index_of(netlink, "v0"), 0x10000, Shape(delay_s=0.001))
+    try:
+        qdisc.add_netem(netlink, interfaces.index_of(netlink, "v0"), 0x10000, Shape(delay_s=0.001))
+    except NetlinkError as error:
+        if error.code == errno.ENOENT:
+            raise FabricError("this kernel has no sch_netem") from error
+        raise
 
 
 def _try_htb(netlink: Netlink) -> None:

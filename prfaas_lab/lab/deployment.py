@@ -110,7 +110,7 @@ def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[F
         )
         conditions = stack.enter_context(Conditions.opened(resolved, fabric, ownership, ledger))
         foundation = Foundation(resolved, options, ledger, fabric, processes, ownership, conditions, pacing)
-        foundation.phase("network", 1, 1, fabric.reason)
+        foundation.phase("network", 1, 1, f"shaped by {fabric.shaper} ({fabric.reason})")
         yield foundation
 
 

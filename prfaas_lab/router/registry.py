@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-from prfaas_lab.errors import LabError
+from prfaas_lab.errors import LabError, UsageError
 from prfaas_lab.router.earliest_finish import earliest_finish
 from prfaas_lab.router.placement_cache import cache_aware
 from prfaas_lab.router.policies import balanced, local_only, remote_all, threshold
-from prfaas_lab.router.values import Route
+from prfaas_lab.router.values import Placement, Plan, Route, View
+from prfaas_lab.workload.request import Request
 
 POLICIES: dict[str, Route] = {
     "prfaas": cache_aware(threshold),
@@ -55,11 +58,35 @@ def _users_own(path: str) -> Route:
         raise _unknown(f"cannot load policy {path!r}: {error}", remedy) from error
     if not callable(found):
         raise _unknown(f"policy {path!r} is no function", "give one that takes (request, view, plan)")
-    route: Route = found
-    return route
+    return _told(path, found)
 
 
-def _unknown(what: str, remedy: str) -> LabError:
-    error = LabError(what, where="policy.name", remedy=remedy)
-    error.exit_code = 2
-    return error
+def _told(path: str, route: Callable[..., object]) -> Route:
+    """A user's policy whose mistakes are told as theirs, with their place, and not as a fault of ours."""
+
+    def told(request: Request, view: View, plan: Plan) -> Placement:
+        try:
+            placement = route(request, view, plan)
+        except LabError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise LabError(
+                f"{path} failed: {type(error).__name__}: {error}", where=f"{last.filename}:{last.lineno}"
+            ) from error
+        if not isinstance(placement, Placement):
+            raise LabError(
+                f"{path} gave {placement!r}, which is no Placement",
+                where="policy.name",
+                remedy="return a prfaas_lab.router.Placement",
+            )
+        for name in (placement.prefill, placement.decode):
+            if all(engine.name != name for engine in view.engines):
+                raise LabError(f"{path} chose engine {name!r}, which there is not", where="policy.name")
+        return placement
+
+    return told
+
+
+def _unknown(what: str, remedy: str) -> UsageError:
+    return UsageError(what, where="policy.name", remedy=remedy)

@@ -84,10 +84,35 @@ def test_the_balanced_policy_offloads_its_share_whatever_the_length() -> None:
 def test_a_users_own_policy_is_found_by_its_dotted_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_policies.py").write_text("def mine(request, view, plan):\n    return 'mine'\n")
+    text = (
+        "from prfaas_lab.router import policy\n\ndef mine(*asked):\n    return policy('local-only')(*asked)\n"
+    )
+    (tmp_path / "my_policies.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert policy("my_policies:mine")(request(1), view(), PLAN) == "mine"  # type: ignore[comparison-overlap]
+    assert policy("my_policies:mine")(request(1), view(), PLAN).reason == "local-only prefills at home"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return 1 / 0", r"wrong\d\.py:2: wrong\d:mine failed: ZeroDivisionError: division by zero"),
+        ("return 'mine'", r"wrong\d:mine gave 'mine', which is no Placement"),
+        (
+            "import dataclasses, prfaas_lab.router as r;"
+            " return dataclasses.replace(r.policy('local-only')(request, view, plan), prefill='nowhere')",
+            "chose engine 'nowhere', which there is not",
+        ),
+    ],
+)
+def test_what_a_users_own_policy_gets_wrong_is_told_as_its_own(
+    body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"wrong{len(body) % 10}"  # of its own: a module is imported once
+    (tmp_path / f"{name}.py").write_text(f"def mine(request, view, plan):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(LabError, match=says):
+        policy(f"{name}:mine")(request(1), view(), PLAN)
 
 
 @pytest.mark.parametrize(
