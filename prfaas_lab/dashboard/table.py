@@ -69,7 +69,10 @@ def _facts(summary: Summary, files: str | None) -> Table:
     if summary.get("transport", {}).get("compression") not in (None, "none"):
         table.add_row("compression", _compression(summary["transport"], summary["verify"]))
     table.add_row("throughput", _throughput(summary))
-    table.add_row("verified", _verified(summary["verify"]))
+    if summary.get("time_scale") not in (None, 1.0):
+        table.add_row("  in real time", _real_time(summary))
+    if summary["mode"] != "simulate":  # which has neither tokens nor bytes
+        table.add_row("verified", _verified(summary["verify"]))
     if files is not None:
         table.add_row("files", Text(files))
     return table
@@ -115,6 +118,14 @@ def _throughput(summary: Summary) -> str:
         f" {st.number(summary['output_throughput'])} output tokens/s,"
         f" {st.number(summary['total_token_throughput'])} tokens/s in all"
     )
+
+
+def _real_time(summary: Summary) -> str:
+    """What the figures here are of the deployment that the run stands for."""
+    scale, requests, ttft_ms = summary["time_scale"], summary["request_throughput"], summary["mean_ttft_ms"]
+    rate = "-" if requests is None else st.number(requests * scale)
+    ttft = "-" if ttft_ms is None else st.milliseconds(ttft_ms / scale)
+    return f"{rate} requests/s, mean TTFT {ttft}: all times here are {scale:g} of the real ones"
 
 
 def _verified(verify: Summary) -> Text:
@@ -178,7 +189,7 @@ def _engines(summary: Summary) -> Table:
 
 def _table(first: str, *heads: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style=st.LABEL, pad_edge=False)
-    table.add_column(first, style=st.NAME, header_style=st.TITLE, no_wrap=True)
+    table.add_column(first, style=st.NAME, header_style=st.TITLE)  # where it is narrow, names give way
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     return table

@@ -33,6 +33,10 @@ class RunStarted(Event, frozen=True, kw_only=True):
     """How long requests arrive, in seconds of the run (after `time_scale`)."""
     warm_up_s: float = 0.0
     """What of it is left out of the steady-state figures."""
+    scale: float = 1.0
+    """Bandwidth and paced KVCache of the run over those of the real deployment."""
+    time_scale: float = 1.0
+    """Seconds of the run over those of the real deployment."""
     requests: int | None = None
     verify_share: float = 0.0
     compression: str = "none"

@@ -87,15 +87,16 @@ class Sketch:
         self._buckets.update(other._buckets)
 
     def percentile(self, q: float) -> float | None:
-        """None when nothing was counted."""
-        if not self.count:
-            return None
-        rank, seen = (self.count - 1) * q / 100, 0
+        """As of the values themselves: linear between neighbours. None when nothing was counted."""
+        position, seen = (self.count - 1) * q / 100, 0
+        rank, below = math.floor(position), None
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
-            if seen > rank:
-                return self._inside(bucket)
-        return self._high
+            if below is None and seen > rank:
+                below = self._inside(bucket)
+            if below is not None and seen > rank + 1:
+                return below + (self._inside(bucket) - below) * (position - rank)
+        return below
 
     def statistics(self) -> Statistics:
         if not self.count:

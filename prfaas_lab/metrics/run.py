@@ -26,6 +26,8 @@ def run_started(
         seed=scenario.seed,
         duration_s=scenario.duration * scenario.time_scale,
         warm_up_s=scenario.warm_up * scenario.time_scale,
+        scale=scenario.scale,
+        time_scale=scenario.time_scale,
         requests=scenario.workload.requests,
         compression=scenario.transport.compression,
         verify_share=0.0 if mode == "simulate" else scenario.verify.share,  # which has no outputs to verify

@@ -54,6 +54,8 @@ def _identity(tally: Tally) -> Json:
         "policy": tally.policy,
         "threshold_tokens": tally.threshold_tokens,
         "seed": run.seed if run else None,
+        "scale": run.scale if run else None,
+        "time_scale": run.time_scale if run else None,
     }
 
 
