@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prfaas_lab.cli.asked import found
+from prfaas_lab.cli.working import working
 from prfaas_lab.fabric.doctor import Report, examine
 from prfaas_lab.fabric.link_test import LinkTest
 from prfaas_lab.fabric.link_test import link_test as test_links
@@ -41,7 +43,7 @@ def doctor(
     reexec_in_userns()
     if not as_json:
         _print_report(report)
-    tested = None if quick else self_test(report.shaper)
+    tested = None if quick else _tested(report.shaper)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "self_test": asdict(tested) if tested else None}, indent=2))
     elif tested:
@@ -63,7 +65,10 @@ def link_test(
     Exits with 1 when a link is off by more than the tolerance (rate 5 %, RTT 5 % and 1 ms).
     """
     reexec_in_userns()
-    result = test_links(load_topology(topology), shaper=shaper, scale=scale)
+    asked = load_topology(found(topology, "topologies"))
+    engines = sum(len(asked.engine_names(name)) for name in asked.datacenters)
+    with working(f"bringing up {len(asked.links)} links and {engines} engines' namespaces, and measuring"):
+        result = test_links(asked, shaper=shaper, scale=scale)
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2))
     else:
@@ -80,12 +85,17 @@ def clean(
     A run that ends by itself, by Ctrl-C or by SIGTERM leaves nothing. What is removed here is what
     the journal of a run whose process is gone names; never anything by the look of its name.
     """
-    found = clean_up(all_dead=not dry_run)
+    left = clean_up(all_dead=not dry_run)
     verb = "would remove" if dry_run else "removed"
-    for what in found:
+    for what in left:
         typer.echo(f"{verb} {what}")
-    if not found:
+    if not left:
         typer.echo("nothing was left behind")
+
+
+def _tested(shaper: str) -> SelfTest:
+    with working(f"testing {shaper} for ten seconds"):
+        return self_test(shaper)
 
 
 def _print_report(report: Report) -> None:

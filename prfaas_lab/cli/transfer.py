@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from prfaas_lab.errors import UnitError
+from prfaas_lab.cli.working import working
+from prfaas_lab.errors import UnitError, UsageError
 from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.transfer_bench import LINKS, BenchLink, BenchOptions, Row, run_bench, table
 from prfaas_lab.lab.transfer_shapes import SHAPES
@@ -49,10 +50,16 @@ def transfer_bench(
     (where installed) and Mooncake (with --mooncake; scripts/bench transport installs it) take the
     very same way. Compare the ratios of one run: a shared machine's speed drifts.
     """
+    shapes = tuple(s for s in SHAPES if not shape or any(part in s.name for part in shape))
+    if not shapes:
+        have = "; ".join(s.name for s in SHAPES)
+        raise UsageError(
+            f"no shape is called {' or '.join(shape or ())}", where="--shape", remedy=f"have: {have}"
+        )
     reexec_in_userns()
     options = BenchOptions(
         links=tuple(map(_link, link)) if link else LINKS,
-        shapes=tuple(s for s in SHAPES if not shape or any(part in s.name for part in shape)),
+        shapes=shapes,
         connections=connections,
         seconds=seconds,
         iperf3=shutil.which("iperf3") is not None,
@@ -62,7 +69,8 @@ def transfer_bench(
     )
     if not options.iperf3:
         typer.echo("iperf3 is not installed, so nothing is compared with it (apt install iperf3)", err=True)
-    rows = asyncio.run(run_bench(options, report=_tell))
+    with working("measuring transfers"):
+        rows = asyncio.run(run_bench(options, report=_tell))
     typer.echo(json.dumps([asdict(row) for row in rows], indent=2) if as_json else table(rows))
 
 
