@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from prfaas_lab.errors import SpecError
+from prfaas_lab.errors import LabError, SpecError, UsageError
+from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.spec.scenario import Resolved, Scenario
 from prfaas_lab.spec.topology import Misfit
 from prfaas_lab.spec.words import say
@@ -21,10 +23,42 @@ CacheOption = Annotated[
 ]
 
 
-def found(file: Path) -> Path:
-    """The file as named, or the shipped scenario of that name: `bursty.yaml` finds scenarios/bursty.yaml."""
-    shipped = Path("scenarios") / file
+def found(file: Path, folder: str = "scenarios") -> Path:
+    """The file as named, or the shipped one of that name: `bursty.yaml` finds scenarios/bursty.yaml."""
+    shipped = Path(folder) / file
     return shipped if not file.exists() and shipped.is_file() else file
+
+
+def writable(file: Path | None) -> Path | None:
+    """A file that can be written, asked before the work that fills it. Raises UsageError for another."""
+    if file is None:
+        return None
+    folder = file.parent
+    if file.is_dir():
+        raise UsageError("is a directory", where=str(file), remedy="name a file in it")
+    if not folder.is_dir():
+        raise UsageError("is no directory", where=str(folder), remedy="make it, or name a file elsewhere")
+    if not os.access(folder, os.W_OK):
+        raise UsageError("cannot be written to", where=str(folder), remedy="name a file elsewhere")
+    return file
+
+
+def write(file: Path, text: str) -> None:
+    """A result of the command, whole or not at all. Raises LabError where it cannot be written."""
+    try:
+        write_atomically(file, text)
+    except OSError as error:
+        raise LabError(f"cannot be written: {error.strerror}", where=str(file)) from error
+
+
+def made(directory: Path) -> Path:
+    """The directory of several runs. Raises UsageError where it cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"results cannot be written here: {error.strerror}"
+        raise UsageError(what, where=str(directory), remedy="give another --out") from error
+    return directory
 
 
 def overridden(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
 
+from prfaas_lab.cli.asked import writable, write
+from prfaas_lab.cli.working import working
+from prfaas_lab.errors import UsageError
 from prfaas_lab.lab.run_profile import profile_of_run
-from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import Model
 
@@ -37,15 +40,28 @@ def calibrate(
           prfaas-lab calibrate --run runs/bursty --out together.yaml
           prfaas-lab validate-sim scenarios/bursty.yaml --profile together.yaml
     """
+    if chunk % 64:
+        raise typer.BadParameter(f"--chunk {chunk} is not a multiple of 64")
+    out = writable(out)
+    if run is not None:
+        _emulated(run)
     profile = profile_of_run(run) if run else _alone(Model(name=model), chunk, repeats)
     text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False, width=100)
     if out is None:
         typer.echo(text, nl=False)
     else:
-        write_atomically(out, text)
+        write(out, text)
+        typer.echo(f"the profile is in {out}")
+
+
+def _emulated(run: Path) -> None:
+    summary = run / "summary.json"
+    if summary.is_file() and json.loads(summary.read_text("utf-8"))["mode"] == "simulate":
+        raise UsageError("was simulated, by a profile", where=str(run), remedy="run prfaas-lab scenario")
 
 
 def _alone(model: Model, chunk: int, repeats: int) -> Profile:
     from prfaas_lab.model.torch_calibrate import calibrate as measure  # torch is only needed here
 
-    return measure(model, chunk_tokens=chunk, repeats=repeats)
+    with working(f"measuring {model.name}"):
+        return measure(model, chunk_tokens=chunk, repeats=repeats)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from prfaas_lab.cli.asked import found, fresh_directory, made, write
 from prfaas_lab.errors import RunFailed
 from prfaas_lab.lab.compare import Comparison, Interval, Measured, Row
 from prfaas_lab.lab.compare import compare as run_all
 from prfaas_lab.lab.deployment import Options
-from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.spec.load import load_scenario
 
 
@@ -54,10 +53,8 @@ def compare(
     names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
     if not names:
         raise typer.BadParameter("--policies: name at least one")
-    resolved = load_scenario(file)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = out or Path("runs") / f"{stamp}-compare-{resolved.scenario.name}"
-    folder.mkdir(parents=True, exist_ok=True)
+    resolved = load_scenario(found(file))
+    folder = made(out or fresh_directory(f"compare-{resolved.scenario.name}"))
     console = Console(stderr=as_json)
     options = Options(out=folder, shaper=shaper, allow_unfaithful=allow_unfaithful)
     comparison = run_all(
@@ -69,7 +66,7 @@ def compare(
         tell=lambda run: console.print(_line(run)),
     )
     text = json.dumps(comparison.as_dict(), indent=2)
-    write_atomically(folder / "comparison.json", text + "\n")
+    write(folder / "comparison.json", text + "\n")
     if as_json:
         typer.echo(text)
     else:

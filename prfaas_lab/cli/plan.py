@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from prfaas_lab import units
+from prfaas_lab.cli.asked import found, writable
 from prfaas_lab.cli.plan_screen import paper_screen, plan_screen, save_heat_map
 from prfaas_lab.errors import UnitError
 from prfaas_lab.planner.deployment import PolicyName
@@ -81,7 +82,8 @@ def plan(
         slo=Slo(ttft_p90_s=_seconds("--ttft-p90", ttft_p90), tpot_s=_seconds("--tpot", tpot)),
     )
     assert file is not None  # checked above
-    report = plan_of(file, against=_policies(against), extensions=extensions)
+    heatmap = writable(heatmap)
+    report = plan_of(found(file), against=_policies(against), extensions=extensions)
     if heatmap is not None:
         save_heat_map(report, heatmap)
     _show(console, as_json, report.as_dict(), plan_screen(report))

@@ -13,7 +13,7 @@ import typer
 
 from prfaas_lab.api.endpoint import open_endpoint
 from prfaas_lab.api.settings import EndpointSettings
-from prfaas_lab.cli.asked import fresh_directory
+from prfaas_lab.cli.asked import found, fresh_directory
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.dashboard.table import print_summary
 from prfaas_lab.errors import LabError
@@ -67,7 +67,7 @@ def serve(
     """
     if scale is not None and not 0 < scale <= 1:
         raise typer.BadParameter("--scale lies above 0, and at 1 at most")
-    resolved, note = load_for_serving(file, scale=scale)
+    resolved, note = load_for_serving(found(file), scale=scale)
     settings = EndpointSettings(
         host=host,
         port=port,

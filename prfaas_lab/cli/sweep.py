@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from prfaas_lab.cli.asked import found, fresh_directory
+from prfaas_lab.errors import UsageError
 from prfaas_lab.lab import capacity as capacities
 from prfaas_lab.lab import sweep as sweeps
+from prfaas_lab.lab.extras import needs
 from prfaas_lab.lab.sweep_plots import plot
 from prfaas_lab.spec.load import load_scenario
 
@@ -57,6 +60,11 @@ def sweep(
     Next: prfaas-lab sweep scenarios/paper-case-study.yaml --grid policy=threshold,local-only
               --grid topology.links.vpc.rate=5Gbit,20Gbit,100Gbit --seeds 2 --plots
     """
+    if address is not None and executor is not Where.ray:
+        raise UsageError("is of a Ray cluster", where="--address", remedy="add --executor ray")
+    for option, asked, module in (("--parquet", parquet, "pyarrow"), ("--plots", plots, "matplotlib")):
+        if asked:
+            needs(option, module)
     resolved = load_scenario(found(file))
     directory = out or fresh_directory(f"{resolved.scenario.name}-sweep")
     wanted = sweeps.grid_of(grid)
@@ -70,6 +78,8 @@ def sweep(
     table = directory / ("table.parquet" if parquet else "table.csv")
     sweeps.write_table(rows, table)
     Console().print(_rows(rows, list(wanted)))
+    for remark in _remarks(rows):
+        typer.echo(remark)
     typer.echo(f"{len(rows)} runs in {table}")
     for path in plot(rows, list(wanted), directory / "plots") if plots else []:
         typer.echo(str(path))
@@ -88,29 +98,49 @@ def capacity(
     hold. Exits with 1 when no rate holds.
     """
     resolved = load_scenario(found(file))
+    unit = capacities.unit_of(resolved.scenario)
 
     def tell(trial: capacities.Trial) -> None:
         verdict = "holds" if trial.holds else "breaks"
-        typer.echo(f"{trial.rate:10.4g} req/s {verdict:6}  {trial.worst} at {trial.share:.0%} of its bound")
+        typer.echo(f"{trial.rate:10.4g} {unit} {verdict:6}  {trial.worst} at {trial.share:.0%} of its bound")
 
     best, trials = capacities.capacity(resolved, capacities.slo_of(slo), precision=precision, told=tell)
     if best is None:
         typer.echo(f"no rate holds {slo}")
         raise typer.Exit(1)
-    rate = f"{best.rate:.4g} req/s within {slo} ({best.worst} at {best.share:.0%})"
+    rate = f"{best.rate:.4g} {unit} within {slo} ({best.worst} at {best.share:.0%})"
     if all(trial.holds for trial in trials):
         typer.echo(f"capacity: at least {rate}: no rate that was tried breaks it (give it more requests)")
     else:
         typer.echo(f"capacity: {rate}")
 
 
-_SHOWN = ("request_throughput", "mean_ttft_ms", "p90_ttft_ms", "offload_fraction", "link_utilization")
+_SHOWN = {
+    "req/s": "request_throughput",
+    "TTFT, ms": "mean_ttft_ms",
+    "p90, ms": "p90_ttft_ms",
+    "offloaded": "offload_fraction",
+    "link use": "link_utilization",
+}
 
 
 def _rows(rows: list[dict[str, object]], keys: list[str]) -> Table:
     table = Table(*keys, "seed", *_SHOWN)
     for row in rows:
-        figures = (row[name] for name in _SHOWN)
-        shown = (f"{figure:.4g}" if isinstance(figure, float) else str(figure) for figure in figures)
+        figures = (row[name] for name in _SHOWN.values())
+        shown = (_figure(figure) for figure in figures)
         table.add_row(*(str(row[key]) for key in keys), str(row["seed"]), *shown)
     return table
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _remarks(rows: list[dict[str, object]]) -> Iterator[str]:
+    if failing := sum(bool(row["failed"]) for row in rows):
+        yield f"in {failing} of them requests failed (column `failed`)"
+    if {row["time_scale"] for row in rows} != {1.0}:
+        yield "times and rates are those of the run: divided and multiplied by `time_scale`, the real ones"

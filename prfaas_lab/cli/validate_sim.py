@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from prfaas_lab.cli.asked import found, fresh_directory
+from prfaas_lab.cli.asked import found, fresh_directory, made, write
 from prfaas_lab.dashboard.live import screen_for
+from prfaas_lab.errors import LabError
 from prfaas_lab.fabric.userns import reexec_in_userns
 from prfaas_lab.lab.deployment import Options
 from prfaas_lab.lab.run import run_scenario
-from prfaas_lab.lab.sim_error import TOLERABLE, Error, errors
+from prfaas_lab.lab.sim_error import TOLERABLE, Error, emulated_run, errors
 from prfaas_lab.lab.simulate import Simulation, simulate
-from prfaas_lab.metrics.files import write_atomically
+from prfaas_lab.lab.simulated_pacing import simulated_pacing
+from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.spec.load import load_scenario
 
 
@@ -46,19 +49,28 @@ def validate_sim(
     if emulated is None:
         reexec_in_userns()
     resolved = load_scenario(found(file))
-    directory = out or fresh_directory(f"{resolved.scenario.name}-validate")
+    simulated_pacing(resolved, profile)  # before the minutes of an emulation: whether it can be simulated
+
+    def screen(ledger: Ledger) -> AbstractAsyncContextManager[Any]:
+        return nullcontext() if as_json else screen_for(ledger, headless=True)
+
     if emulated is None:
-        emulated = directory / "emulated"
-        options = Options(out=emulated, shaper=shaper, allow_unfaithful=allow_unfaithful)
-        run_scenario(resolved, options, lambda ledger: screen_for(ledger, headless=True))
-    measured = json.loads((emulated / "summary.json").read_text(encoding="utf-8"))
+        directory = made(out or fresh_directory(f"{resolved.scenario.name}-validate"))
+        options = Options(out=directory / "emulated", shaper=shaper, allow_unfaithful=allow_unfaithful)
+        outcome = run_scenario(resolved, options, screen)
+        if outcome.stopped is not None:
+            raise LabError(f"stopped by {outcome.stopped}", where=str(options.out))
+        measured = outcome.summary
+    else:
+        measured = emulated_run(emulated, resolved)
+        directory = made(out or fresh_directory(f"{resolved.scenario.name}-validate"))
     reckoned = simulate(resolved, Simulation(out=directory / "simulated", profile=profile))
     compared = errors(measured, reckoned)
     rows = [
         {"measure": e.measure, "emulated": e.emulated, "simulated": e.simulated, "error": e.share}
         for e in compared
     ]
-    write_atomically(directory / "errors.json", json.dumps(rows, indent=2) + "\n")
+    write(directory / "errors.json", json.dumps(rows, indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

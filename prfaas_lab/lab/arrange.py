@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prfaas_lab.errors import UsageError
 from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.fleet import fleet_of
 from prfaas_lab.planner.search import deploy
@@ -38,6 +39,12 @@ def arrange(resolved: Resolved, policy: str) -> Arranged:
     """The scenario with the policy, and where its engines are paced, with the roles, threshold and share
     that suit the policy best. Raises LabError when the policy cannot be deployed on this topology."""
     if resolved.scenario.engine.executor != "paced":
+        if policy == "balanced" and resolved.scenario.policy.share is None:
+            raise UsageError(
+                "the balanced policy has no share to offload, and no plan gives real engines one",
+                where=resolved.source,
+                remedy="set policy.share, or leave it out of --policies",
+            )
         return Arranged(resolved=_with(resolved, resolved.topology, name=policy), predicted=None)
     setting = _setting(resolved)
     planned = _PLANNED.get(policy)

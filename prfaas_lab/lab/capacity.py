@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prfaas_lab.errors import LabError
+from prfaas_lab.errors import LabError, UsageError
 from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.spec.scenario import ClosedLoop, OnOff, Resolved, Scenario, TraceFile
 from prfaas_lab.units import parse_duration
@@ -31,6 +31,7 @@ class Trial:
     """A rate that was tried. `worst` is the bound that came nearest to, or furthest beyond, its limit."""
 
     rate: float
+    """In what `unit_of` says."""
     holds: bool
     worst: str
     share: float
@@ -38,15 +39,21 @@ class Trial:
 
 
 def slo_of(text: str) -> tuple[Bound, ...]:
-    """`ttft_p90=5s,tpot_p99=50ms`. Raises LabError for what is not of that form."""
+    """`ttft_p90=5s,tpot_p99=50ms`. Raises UsageError for what is not of that form."""
     bounds = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(ttft|tpot|itl|e2el)_(mean|median|p50|p90|p99)\s*=\s*(\S+)\s*", part)
         if found is None:
-            raise LabError(f"{part!r} is no bound", where="--slo", remedy="write ttft_p90=5s,tpot_p99=50ms")
+            raise UsageError(
+                f"{part!r} is no bound",
+                where="--slo",
+                remedy="write ttft_p90=5s,tpot_p99=50ms: ttft, tpot, itl or e2el; mean, p50, p90 or p99",
+            )
         what, statistic, limit = found.groups()
-        key = f"{_STATISTICS[statistic]}_{what}_ms"
-        bounds.append(Bound(name=f"{what}_{statistic}", key=key, limit_s=parse_duration(limit)))
+        key, limit_s = f"{_STATISTICS[statistic]}_{what}_ms", parse_duration(limit)
+        if not limit_s:
+            raise UsageError(f"{part!r} can never hold", where="--slo", remedy="allow more than no time")
+        bounds.append(Bound(name=f"{what}_{statistic}", key=key, limit_s=limit_s))
     return tuple(bounds)
 
 
@@ -82,6 +89,13 @@ def capacity(
     return max((trial for trial in trials if trial.holds), key=lambda trial: trial.rate), trials
 
 
+def unit_of(scenario: Scenario) -> str:
+    """What a trial's rate counts: with sessions, what arrives are whole conversations."""
+    if isinstance(scenario.workload.arrivals, TraceFile):
+        return "times the trace's rate"
+    return "sessions/s" if scenario.workload.sessions is not None else "req/s"
+
+
 def _rate(scenario: Scenario) -> float:
     arrivals = scenario.workload.arrivals
     if isinstance(arrivals, ClosedLoop):
@@ -110,9 +124,7 @@ def _try(resolved: Resolved, rate: float, slo: tuple[Bound, ...]) -> Trial:
     summary = simulate(resolved, Simulation())
     paced = resolved.scenario.engine.executor == "paced"
     stretched = 1e3 * (resolved.scenario.time_scale if paced else 1.0)
-    shares = {bound.name: (summary[bound.key] or 0.0) / (stretched * bound.limit_s) for bound in slo}
-    worst = max(shares, key=lambda name: shares[name])
+    shares = [((summary[bound.key] or 0.0) / (stretched * bound.limit_s), bound.name) for bound in slo]
+    share, worst = max(shares)
     served = summary["failed"] == 0 and summary["completed"] > 0
-    return Trial(
-        rate=rate, holds=served and shares[worst] <= 1, worst=worst, share=shares[worst], summary=summary
-    )
+    return Trial(rate=rate, holds=served and share <= 1, worst=worst, share=share, summary=summary)

@@ -173,11 +173,7 @@ def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: 
         raise LabError(f"stopped by {summary['stopped']}", where=str(out))
     steady = summary["steady"]
     if not steady["completed"]:
-        raise LabError(
-            "no request ended in the steady state",
-            where=str(out),
-            remedy="lengthen duration, or shorten warm_up",
-        )
+        raise _nothing_ended(summary, str(out))
     return Measured(
         policy=name,
         seed=seed,
@@ -193,6 +189,16 @@ def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: 
         reasons=tuple(summary["fidelity"]["reasons"]),
         out=str(out),
     )
+
+
+def _nothing_ended(summary: Mapping[str, Any], where: str) -> LabError:
+    if summary["failed"]:
+        reason = summary["failures"][0]["reason"]
+        return LabError(
+            f"{summary['failed']} of {summary['submitted']} requests failed: {reason}", where=where
+        )
+    remedy = "lengthen duration, or shorten warm_up"
+    return LabError("no request ended in the steady state", where=where, remedy=remedy)
 
 
 def _offered(scenario: Scenario, summary: Mapping[str, Any]) -> float | None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from prfaas_lab.errors import LabError
+from prfaas_lab.spec.load import load_scenario
+from prfaas_lab.spec.scenario import Resolved, Scenario
 
 TOLERABLE = 0.10
 
@@ -38,6 +44,31 @@ class Error:
         if self.emulated == 0:
             return 0.0 if self.simulated == 0 else None
         return (self.simulated - self.emulated) / self.emulated
+
+
+def emulated_run(folder: Path, resolved: Resolved) -> dict[str, Any]:
+    """The summary of a run that is there already. Raises LabError unless it is one emulation of this very
+    scenario, to its end: the errors against any other would say nothing."""
+    where = str(folder)
+    if not (folder / "summary.json").is_file() or not (folder / "scenario.yaml").is_file():
+        raise LabError(
+            "holds no run", where=where, remedy="name the directory of a run of prfaas-lab scenario"
+        )
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["mode"] != "emulate":
+        raise LabError(f"is no emulation (mode: {summary['mode']})", where=where)
+    if summary["stopped"]:
+        raise LabError(f"was stopped by {summary['stopped']}", where=where, remedy="run it to its end")
+    ran = load_scenario(folder / "scenario.yaml").scenario
+    asked = resolved.scenario
+    others = [name for name in Scenario.model_fields if getattr(ran, name) != getattr(asked, name)]
+    if others:
+        raise LabError(
+            f"was a run of another scenario than {resolved.source} ({', '.join(others)} differ)",
+            where=where,
+            remedy=f"compare with {folder / 'scenario.yaml'}",
+        )
+    return summary
 
 
 def errors(emulated: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[Error]:

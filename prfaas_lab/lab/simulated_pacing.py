@@ -7,7 +7,7 @@ from pathlib import Path
 from prfaas_lab.errors import LabError
 from prfaas_lab.lab.orders import PacedModel
 from prfaas_lab.lab.pacing import Pacing, pacing_of
-from prfaas_lab.model.profile import Profile, find_profile, read_profile, shipped_hardware
+from prfaas_lab.model.profile import Profile, find_profile, shipped_hardware
 from prfaas_lab.spec.scenario import Resolved
 
 
@@ -26,7 +26,7 @@ def simulated_pacing(resolved: Resolved, measured: Path | None = None) -> Pacing
         return pacing
     name = resolved.scenario.model.name
     if measured is not None:
-        return _pacing(resolved, read_profile(measured.read_text("utf-8"), str(measured)))
+        return _pacing(resolved, find_profile(str(measured)))
     if name is None or name not in shipped_hardware():
         raise LabError(
             f"no profile was measured of {name or resolved.scenario.model.path!r}",

@@ -6,6 +6,7 @@ again, so a sweep that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -13,16 +14,21 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prfaas_lab.errors import LabError
+from prfaas_lab.errors import LabError, UsageError
+from prfaas_lab.lab.extras import needs
 from prfaas_lab.lab.simulate import Simulation, simulate
+from prfaas_lab.lab.simulated_pacing import simulated_pacing
 from prfaas_lab.lab.vary import varied
 from prfaas_lab.metrics.files import write_atomically
+from prfaas_lab.router import policy
 from prfaas_lab.spec.load import load_scenario
 from prfaas_lab.spec.scenario import Resolved
 
@@ -60,46 +66,67 @@ class Point:
             **{name: summary[name] for name in METRICS},
             "link_bytes": sum(link["bytes"] for link in links),
             "link_utilization": max((link["utilization"] or 0.0 for link in links), default=None),
+            "time_scale": summary["time_scale"],
             "verdict": summary["fidelity"]["verdict"],
         }
 
+
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")
+"""Between values, and not within `[96, 640]`."""
 
 Executor = Callable[[Sequence[Point]], Iterator[tuple[int, dict[str, Any]]]]
 """Runs points, and yields (number, row) as they are done."""
 
 
 def grid_of(texts: Sequence[str]) -> dict[str, list[str]]:
-    """`key=a,b,c` of each. Raises LabError for what is not of that form."""
+    """`key=a,b,c` of each; a value in brackets may have commas. Raises UsageError for what is no grid."""
     grid: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
-        found = [value.strip() for value in values.split(",") if value.strip()]
-        if not equals or not key.strip() or not found:
-            raise LabError(
+        found, key = [value.strip() for value in _COMMA.split(values) if value.strip()], key.strip()
+        if not equals or not key or not found:
+            raise UsageError(
                 f"{text!r} is no grid", where="--grid", remedy="write --grid policy.threshold=8K,16K"
             )
-        grid[key.strip()] = found
+        if key == "seed":
+            raise UsageError("seed is no key to vary", where="--grid", remedy="write --seeds 5")
+        if key in grid:
+            raise UsageError(f"{key} is given twice", where="--grid", remedy=f"write {key}=A,B")
+        grid[key] = found
     return grid
 
 
 def points_of(resolved: Resolved, grid: Mapping[str, Sequence[str]], seeds: int, out: Path) -> list[Point]:
     """Every combination with every seed, its scenario written and read: a mistake is told before
-    anything runs. Raises LabError."""
-    points = []
-    for values in itertools.product(*grid.values()):
-        changes = tuple(zip(grid, values, strict=True))
-        for seed in range(resolved.scenario.seed, resolved.scenario.seed + seeds):
-            name = hashlib.blake2b(repr((changes, seed)).encode(), digest_size=5).hexdigest()
-            directory = out / "points" / name
-            written = directory / "scenario.yaml"
-            before = written.read_text(encoding="utf-8") if written.is_file() else None
-            point = varied(resolved, {**dict(changes), "seed": str(seed)}, directory / "asked.yaml")
-            text = (directory / "asked.yaml").read_text(encoding="utf-8")
-            if before is None or not _same(written, directory / "asked.yaml"):
-                (directory / "summary.json").unlink(missing_ok=True)
-                write_atomically(written, text)
-            points.append(Point(changes=changes, seed=point.scenario.seed, directory=str(directory)))
+    anything runs, and leaves nothing. Raises LabError."""
+    points: list[Point] = []
+    try:
+        for values in itertools.product(*grid.values()):
+            changes = tuple(zip(grid, values, strict=True))
+            numbers = range(resolved.scenario.seed, resolved.scenario.seed + seeds)
+            points.extend(_point(resolved, changes, seed, out / "points") for seed in numbers)
+    except LabError:
+        for point in (out / "points").glob("*/"):
+            if not (point / "summary.json").is_file():
+                shutil.rmtree(point)
+        with contextlib.suppress(OSError):  # an earlier sweep's points are there, or files of someone else's
+            (out / "points").rmdir()
+            out.rmdir()
+        raise
     return points
+
+
+def _point(resolved: Resolved, changes: tuple[tuple[str, str], ...], seed: int, points: Path) -> Point:
+    name = hashlib.blake2b(repr((changes, seed)).encode(), digest_size=5).hexdigest()
+    directory = points / name
+    asked, written = directory / "asked.yaml", directory / "scenario.yaml"
+    point = varied(resolved, {**dict(changes), "seed": str(seed)}, asked)
+    policy(point.scenario.policy.name)
+    simulated_pacing(point)
+    if not written.is_file() or not _same(written, asked):
+        (directory / "summary.json").unlink(missing_ok=True)
+        write_atomically(written, asked.read_text(encoding="utf-8"))
+    return Point(changes=changes, seed=point.scenario.seed, directory=str(directory))
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -129,14 +156,10 @@ def local(processes: int | None = None) -> Executor:
 
 
 def on_ray(address: str | None = None) -> Executor:
-    """A Ray cluster: the one at `address`, or one started here. Raises LabError without Ray. The
+    """A Ray cluster: the one at `address`, or one started here. Raises UsageError without Ray. The
     cluster's machines must see the output directory and have this package installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise LabError(
-            "Ray is not installed", where="--executor", remedy="pip install 'prfaas-lab[ray]'"
-        ) from error
+    needs("--executor ray", "ray")
+    import ray
 
     def execute(points: Sequence[Point]) -> Iterator[tuple[int, dict[str, Any]]]:
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
@@ -154,7 +177,7 @@ def on_ray(address: str | None = None) -> Executor:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """CSV, or Parquet when the name ends so. Raises LabError for Parquet without pyarrow."""
+    """CSV, or Parquet when the name ends so. Raises UsageError for Parquet without pyarrow."""
     if path.suffix == ".parquet":
         _write_parquet(rows, path)
         return
@@ -166,11 +189,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise LabError(
-            "Parquet needs pyarrow", where=str(path), remedy="pip install pyarrow, or name it .csv"
-        ) from error
+    needs("--parquet", "pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)

@@ -8,22 +8,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prfaas_lab.errors import LabError
+from prfaas_lab.lab.extras import needs
 from prfaas_lab.units import parse_duration, parse_frequency, parse_rate, parse_size, parse_tokens
 
 MEASURES = ("p90_ttft_ms", "mean_ttft_ms", "request_throughput", "link_utilization")
 
 
 def plot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: Path) -> list[Path]:
-    """One SVG for each measure; none when there is nothing to go along. Raises LabError without
+    """One SVG for each measure; none when there is nothing to go along. Raises UsageError without
     matplotlib."""
     if not keys or not rows:
         return []
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        remedy = "pip install prfaas-lab[plots]"
-        raise LabError("plots need matplotlib", where="--plots", remedy=remedy) from error
+    needs("--plots", "matplotlib")
+    from matplotlib.figure import Figure
+
     along, *others = keys
     texts = list(dict.fromkeys(row[along] for row in rows))
     places = _places(texts)

@@ -92,10 +92,11 @@ class Curve(Spec):
 
 def rising(knots: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     """Measured knots as a curve takes them. A longer input never costs less: what noise turned round is
-    made level. The first knots may not lead below zero at 0 either, so the first is at least its share
-    of the second."""
+    made level, and what no clock knows, beyond five digits, is cut off. The first knots may not lead below
+    zero at 0 either, so the first is at least its share of the second."""
     level: list[tuple[int, float]] = []
     for x, y in knots:
+        y = float(f"{y:.5g}")
         level.append((x, max(y, level[-1][1]) if level else y))
     for (x0, y0), (x1, y1) in list(pairwise(level))[:1]:
         level[0] = x0, max(y0, y1 * x0 / x1)

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ import typer.main
 
 from prfaas_lab import __version__
 from prfaas_lab.cli import SUMMARIES, application
+from prfaas_lab.fabric.ownership import journal_root
 
 ROOT = Path(__file__).parents[2]
 GROUP = typer.main.get_command(application())
@@ -85,6 +87,17 @@ def test_every_documented_command_is_one_that_exists_with_files_that_exist(line:
         (["link-test", "scenarios/smoke.yaml"], "scenarios/smoke.yaml"),
         (["link-tset", "x"], "link-test"),
         (["transfer-bench", "--link", "500,20ms"], "write 100Mbit or 10Gbit"),
+        (["transfer-bench", "--shape", "33 x 1MiB"], "no shape is called 33 x 1MiB (have: 1 x 32MiB; "),
+        (["scenario", "scenarios/smoke.yaml", "--shaper", "tnu"], "there is no shaper 'tnu'"),
+        (["sweep", "scenarios/smoke.yaml", "--grid", "rate=1", "--out", "pyproject.toml"], "--out"),
+        (["sweep", "scenarios/smoke.yaml", "--grid", "rate=1", "--address", "x"], "--executor ray"),
+        (["compare", "smoke.yaml", "--simulate", "--out", "pyproject.toml"], "results cannot be written"),
+        (["compare", "smoke.yaml", "--simulate"], "balanced policy has no share"),
+        (["plan", "paper-case-study.yaml", "--heatmap", "nowhere/map.svg"], "nowhere: is no directory"),
+        (["calibrate", "--out", "scenarios"], "scenarios: is a directory"),
+        (["calibrate", "--chunk", "100"], "multiple of 64"),
+        (["capacity", "smoke.yaml", "--slo", "ttft_p90=0s"], "can never hold"),
+        (["validate-sim", "smoke.yaml", "--profile", "nowhere.yaml"], "nowhere.yaml: no such profile"),
     ],
 )
 def test_what_a_user_gets_wrong_is_told_in_words_with_status_2(arguments: list[str], says: str) -> None:
@@ -125,6 +138,49 @@ def test_a_simulation_whose_requests_failed_says_so_and_fails(tmp_path: Path) ->
     assert finished.returncode == 1
     assert "has no share to offload" in finished.stdout
     assert "12 of 12 requests failed" in finished.stderr
+
+
+def test_a_simulation_is_compared_with_an_emulation_of_the_same_scenario(tmp_path: Path) -> None:
+    def refused(run: Path) -> str:
+        finished = lab("validate-sim", "smoke.yaml", "--emulated", str(run))
+        assert finished.returncode == 1
+        return finished.stderr
+
+    assert "holds no run" in refused(tmp_path)
+    run = tmp_path / "run"
+    assert lab("simulate", "smoke.yaml", "--seed", "4", "--out", str(run)).returncode == 0
+    assert "is no emulation (mode: simulate)" in refused(run)
+    calibrated = lab("calibrate", "--run", str(run))
+    assert (calibrated.returncode, "was simulated" in calibrated.stderr) == (2, True)
+    summary = json.loads((run / "summary.json").read_text()) | {"mode": "emulate"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "another scenario than scenarios/smoke.yaml (seed differ)" in refused(run)
+    same = lab(
+        "validate-sim", str(run / "scenario.yaml"), "--emulated", str(run), "--json", "--out", str(run)
+    )
+    assert {row["error"] for row in json.loads(same.stdout)} == {0.0}
+
+
+def test_a_run_on_another_clock_says_what_it_is_of_the_real_one(tmp_path: Path) -> None:
+    finished = lab("simulate", "surge.yaml", "--out", str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["scale"], summary["time_scale"]) == (0.00035, 0.1)
+    real = 0.1 * summary["request_throughput"]
+    assert f"in real time  {real:.3g} requests/s" in finished.stdout
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("command", [["link-test", "topologies/three-regions.yaml"], ["doctor"]])
+def test_a_measurement_that_is_ended_leaves_nothing(command: list[str]) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "prfaas_lab", *command], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (made := list(journal_root().glob("*-test-*/journal.jsonl"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.terminate()
+    assert running.wait(timeout=60) == 143
+    assert not any(path.exists() for path in made)
 
 
 def test_a_simulation_can_go_without_its_prefix_cache(tmp_path: Path) -> None:

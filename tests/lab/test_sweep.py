@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prfaas_lab.errors import LabError
-from prfaas_lab.lab.capacity import capacity, slo_of
+from prfaas_lab.errors import UsageError
+from prfaas_lab.lab.capacity import capacity, slo_of, unit_of
 from prfaas_lab.lab.sim_error import errors
 from prfaas_lab.lab.simulate import simulate
 from prfaas_lab.lab.sweep import Point, grid_of, local, points_of, sweep, write_table
@@ -68,19 +68,44 @@ def test_a_changed_scenario_is_run_anew(smoke: Resolved, tmp_path: Path) -> None
     assert ",6,6,0," in table(other, tmp_path)
 
 
-@pytest.mark.parametrize("grid", ["policy", "=3", "policy="])
-def test_what_is_no_grid_is_refused(grid: str) -> None:
-    with pytest.raises(LabError, match="no grid"):
-        grid_of([grid])
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        (["policy"], "no grid"),
+        (["=3"], "no grid"),
+        (["policy="], "no grid"),
+        (["seed=1,2"], "--seeds"),
+        (["rate=1", "rate=2"], "rate is given twice"),
+    ],
+)
+def test_what_is_no_grid_is_refused(grid: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        grid_of(grid)
+
+
+def test_a_value_in_brackets_may_have_commas(smoke: Resolved, tmp_path: Path) -> None:
+    grid = grid_of(["workload.prompt.tokens=[96, 640],[64,128]"])
+    assert grid == {"workload.prompt.tokens": ["[96, 640]", "[64,128]"]}
+    shorter = load_scenario(Path(points_of(smoke, grid, 1, tmp_path)[1].directory) / "scenario.yaml")
+    assert shorter.scenario.workload.prompt.tokens == (64, 128)  # type: ignore[union-attr]
 
 
 def test_a_key_that_leads_nowhere_and_a_value_that_cannot_be_are_told_before_anything_runs(
     smoke: Resolved, tmp_path: Path
 ) -> None:
-    for grid in ("nothing.here=1", "topology.links.wan.rate=fast", "policy.treshold=3"):
-        with pytest.raises(LabError):
-            points_of(smoke, grid_of([grid]), 1, tmp_path)
-    assert not list(tmp_path.glob("**/summary.json"))
+    out = tmp_path / "out"
+    for grid, says in (
+        ("nothing.here=1", "no 'nothing'"),
+        (
+            "topology.links.wan.rate=5Gbit,fast",
+            "^--grid topology.links.wan.rate=fast: topology.links.wan.rate",
+        ),
+        ("policy.treshold=3", "did you mean threshold"),
+        ("policy=threshold,tresholt", "there is no policy 'tresholt'"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            points_of(smoke, grid_of([grid]), 1, out)
+        assert not out.exists(), grid
 
 
 def test_capacity_is_found_between_a_rate_that_holds_and_one_that_does_not(tmp_path: Path) -> None:
@@ -114,5 +139,13 @@ def test_a_simulation_has_no_error_against_itself(smoke: Resolved) -> None:
 
 
 def test_a_bound_must_be_one() -> None:
-    with pytest.raises(LabError, match="no bound"):
+    with pytest.raises(UsageError, match="no bound"):
         slo_of("ttft=5s")
+    with pytest.raises(UsageError, match="never hold"):
+        slo_of("ttft_p90=0s")
+
+
+def test_a_rate_is_called_what_it_is() -> None:
+    units = {name: unit_of(load_scenario(ROOT / "scenarios" / f"{name}.yaml").scenario)
+             for name in ("smoke", "multi-turn", "mooncake")}  # fmt: skip
+    assert units == {"smoke": "req/s", "multi-turn": "sessions/s", "mooncake": "times the trace's rate"}
