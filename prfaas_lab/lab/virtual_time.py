@@ -8,13 +8,15 @@ error that names the waiting tasks.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from prfaas_lab.errors import LabError
 
@@ -32,48 +34,44 @@ _POLL_EVERY = 256
 several of them."""
 
 
-class _Handle(asyncio.Handle):
-    """A callback that is due. What asyncio's own notes of it for debugging costs more than all else."""
+class _Call(Struct, order=True):
+    """A callback that is due at a time; of one time, the first that was made. It is its own entry in the heap
+    of timers. asyncio's own handles note for debugging what costs more than all else."""
 
-    __slots__ = ()
+    at_s: float
+    number: int
+    callback: Callable[..., object] | None
+    """None once it was called, or cancelled."""
+    args: tuple[Any, ...]
+    context: Context | None
+    """None: the loop's own."""
+    loop: VirtualTimeLoop
 
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: VirtualTimeLoop,
-        context: Context | None,
-    ) -> None:  # fmt: skip
-        self._context = copy_context() if context is None else context
-        self._loop, self._callback, self._args = loop, callback, args
-        self._cancelled, self._repr, self._source_traceback = False, None, None
+    def cancel(self) -> None:
+        if self.callback is not None:
+            self.callback, self.args = None, ()
+            self.loop.cancelled += 1
 
+    def cancelled(self) -> bool:
+        return self.callback is None
 
-class _Timer(asyncio.TimerHandle):
-    """A callback that is due at a time."""
-
-    __slots__ = ()
-
-    def __init__(
-        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: VirtualTimeLoop,
-        context: Context | None,
-    ) -> None:  # fmt: skip
-        self._context = copy_context() if context is None else context
-        self._loop, self._callback, self._args = loop, callback, args
-        self._cancelled, self._repr, self._source_traceback = False, None, None
-        self._when, self._scheduled = when, True
+    def when(self) -> float:
+        return self.at_s
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """`time()` starts at 0 and moves only when nothing is left to do before the next timer. Timers of one
     instant run in the order they were made. A callback that raises ends the run: it is a bug of ours."""
 
-    _ready: deque[asyncio.Handle]
+    _ready: deque[_Call]
     _stopping: bool
 
     def __init__(self) -> None:
         self._now_s = 0.0
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._timers: list[_Call] = []
         self._numbers = itertools.count()
-        self._cancelled = 0
-        """Timers that wait for nothing."""
+        self.cancelled = 0
+        """Timers that wait for nothing; at most."""
         super().__init__(selectors.SelectSelector())
 
     def time(self) -> float:
@@ -81,22 +79,34 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
+    ) -> _Call:
+        call = _Call(self._now_s, 0, callback, args, context, self)
+        self._ready.append(call)
+        return call
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> _Call:
+        call = self.call_soon(callback, *args, context=context)
+        self._write_to_self()  # type: ignore[attr-defined]
+        return call
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        timer = _Timer(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+    ) -> _Call:
+        timer = _Call(when, next(self._numbers), callback, args, context, self)
+        heappush(self._timers, timer)
         return timer
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> _Call:
         return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def _add_callback(self, handle: asyncio.Handle) -> None:
+        """asyncio's, for what came from outside: signals."""
+        if not handle.cancelled():
+            self.call_soon(handle._run)  # type: ignore[attr-defined]
 
     def _run_once(self) -> None:
         """Many of asyncio's rounds, none of which waits: what it would wait for is where the clock jumps."""
@@ -105,17 +115,23 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         for _ in range(_POLL_EVERY):
             if not ready:
                 self._jump()
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+            call = ready.popleft()
+            callback, call.callback = call.callback, None
+            if callback is None:
+                continue
+            if call.context is None:
+                callback(*call.args)
+            else:
+                call.context.run(callback, *call.args)
             if self._stopping:
                 return
 
     def _jump(self) -> None:
         """To the next timer, and make ready all that are due then."""
         timers, ready = self._timers, self._ready
-        while timers and timers[0][2]._cancelled:
-            self._pop()
+        while timers and timers[0].callback is None:
+            heappop(timers)
+            self.cancelled -= 1
         if not timers:
             self._look_outside()
             if not ready:
@@ -123,36 +139,26 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                     f"every task waits: {self._waiting()}", where=f"virtual time {self.time():g} s"
                 )
             return
-        self._now_s = max(self._now_s, timers[0][0])
+        self._now_s = max(self._now_s, timers[0].at_s)
         due = self._now_s + _INSTANT_S
-        while timers and timers[0][0] < due:
-            timer = self._pop()
-            if not timer._cancelled:
+        while timers and timers[0].at_s < due:
+            timer = heappop(timers)
+            if timer.callback is None:
+                self.cancelled -= 1
+            else:
                 ready.append(timer)
-
-    def _pop(self) -> _Timer:
-        _, _, timer = heapq.heappop(self._timers)
-        timer._scheduled = False
-        self._cancelled -= timer._cancelled
-        return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """asyncio's, called by every timer as it is cancelled."""
-        self._cancelled += handle._scheduled  # type: ignore[attr-defined]
 
     def _look_outside(self) -> None:
         events = self._selector.select(0)  # type: ignore[attr-defined]
         self._process_events(events)  # type: ignore[attr-defined]
-        if self._cancelled > len(self._timers) // 2:
+        if self.cancelled > len(self._timers) // 2:
             self._sweep()
 
     def _sweep(self) -> None:
         """Timers that were cancelled long before their time must not pile up."""
-        for _, _, timer in self._timers:
-            timer._scheduled = not timer._cancelled
-        self._timers[:] = [entry for entry in self._timers if entry[2]._scheduled]
-        heapq.heapify(self._timers)
-        self._cancelled = 0
+        self._timers[:] = [timer for timer in self._timers if timer.callback is not None]
+        heapify(self._timers)
+        self.cancelled = 0
 
     def _waiting(self) -> str:
         return ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
