@@ -89,6 +89,11 @@ class Engine:
         self._draining = draining
         self.changed()
 
+    @property
+    def available(self) -> bool:
+        """Whether it takes orders."""
+        return self._alive and not self._draining
+
     def become(self, role: Role) -> None:
         """Take another role. Its process must be one that has both."""
         assert not self.orders, "drained first"
@@ -109,7 +114,7 @@ class Engine:
                 queued_tokens=self.waiting_tokens,
                 queued_s=max(0.0, round(self.waiting_s, 9)),
                 capacity=self.capacity,
-                alive=self._alive and not self._draining,
+                alive=self.available,
                 prefill_s_per_token=self.computing_s / self.computed_tokens if self.computed_tokens else None,
             )
         return self._view

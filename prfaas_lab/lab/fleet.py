@@ -3,9 +3,9 @@ of engines."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import overload
 
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.router.values import EngineView, Rank, Role
@@ -91,42 +91,57 @@ class _Views(Sequence[EngineView]):
 
 
 class _Ranking:
-    """Engines in order of a rank. What was overtaken by a newer rank is skipped when it comes up."""
+    """Engines in order of a rank. Of each the heap holds a rank that is no worse than its own: one that
+    became worse is put right when it comes up; then, too, what a better one has overtaken is dropped."""
 
     def __init__(self, rank: Callable[[Engine], Rank]) -> None:
         self._rank = rank
-        self._heap: list[tuple[Any, ...]] = []
-        """Ranks, each with its number and engine behind it: one flat tuple is quick to compare."""
-        self._puts = 0
-        self._current: dict[str, tuple[int, Rank | None]] = {}
-        """Of each engine the number of its newest rank, and that; None: it takes nothing."""
+        self._heap: list[Rank] = []
+        self._engines: dict[str, Engine] = {}
+        self._ranks: dict[str, Rank] = {}
+        """Of those that can be given something."""
+        self._entered: dict[str, Rank] = {}
+        """The one in the heap that counts."""
 
     def put(self, engine: Engine) -> None:
-        rank = self._rank(engine) if engine.alive and not engine.draining else None
-        current = self._current.get(engine.name)
-        if current is not None and current[1] == rank:
+        """Its rank may be another now."""
+        name = engine.name
+        self._engines[name] = engine
+        if not engine.available:
+            self._ranks.pop(name, None)
             return
-        self._puts += 1
-        self._current[engine.name] = self._puts, rank
-        if rank is not None:
-            heapq.heappush(self._heap, (*rank, self._puts, engine))
-        if len(self._heap) > _SLACK * len(self._current) + _SLACK:
-            self._heap = [each for each in self._heap if self._is_current(each)]
-            heapq.heapify(self._heap)
+        rank = self._ranks[name] = self._rank(engine)
+        entered = self._entered.get(name)
+        if entered is None or rank < entered:
+            self._entered[name] = rank
+            heappush(self._heap, rank)
+            if len(self._heap) > _SLACK * len(self._engines):
+                self._rebuild()
 
     def remove(self, name: str) -> None:
         """It ranks elsewhere now."""
-        del self._current[name]
+        del self._engines[name]
+        self._ranks.pop(name, None)
 
     def first(self) -> Engine | None:
         heap = self._heap
         while heap:
-            if self._is_current(heap[0]):
-                engine: Engine = heap[0][-1]
-                return engine
-            heapq.heappop(heap)
+            entry = heap[0]
+            name = entry[-1]
+            rank = self._ranks.get(name)
+            if rank is entry:
+                return self._engines[name]
+            if rank is None or self._entered.get(name) is not entry:
+                heappop(heap)
+                if rank is None:
+                    self._entered.pop(name, None)
+            else:
+                self._entered[name] = rank
+                heapreplace(heap, rank)
         return None
 
-    def _is_current(self, ranked: tuple[Any, ...]) -> bool:
-        current = self._current.get(ranked[-1].name)
-        return current is not None and current[0] == ranked[-2]
+    def _rebuild(self) -> None:
+        """Overtaken ranks must not pile up."""
+        self._entered = dict(self._ranks)
+        self._heap = list(self._ranks.values())
+        heapify(self._heap)

@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, get_args
 
+from msgspec import structs
+
 from prfaas_lab.kvcache import (
     Demand,
     Directory,
@@ -66,7 +68,7 @@ class KVCacheManager:
             ranks=None,
             datacenters=tuple(replace(dc, prefix_tokens=best.get(dc.name, 0)) for dc in view.datacenters),
             engines=tuple(
-                replace(e, prefix_tokens=found[e.name]) if found[e.name] else e for e in view.engines
+                structs.replace(e, prefix_tokens=found[e.name]) if found[e.name] else e for e in view.engines
             ),
             cache=CacheView(
                 token_bytes=self.geometry.block_bytes // self.geometry.block_tokens,

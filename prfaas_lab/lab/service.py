@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from prfaas_lab.errors import EngineError, LabError
 from prfaas_lab.kvcache import Prompt
@@ -41,8 +42,7 @@ OnToken = Callable[[int], bool | None]
 """Called with each token as it comes. It may answer True: that was the last one wanted."""
 
 
-@dataclass(slots=True)
-class _Flight:
+class _Flight(Struct):
     """What is known of one request's hand-over; its two ends report separately."""
 
     request: Request
@@ -52,14 +52,16 @@ class _Flight:
     """Done when decode has memory for it."""
     placement: Placement | None = None
     prompt: Prompt | None = None
+    expected_bytes: int = 0
+    """The layout's prediction of its KVCache."""
     way: tuple[str, str] | None = None
     """Between datacenters, while its KVCache has still to cross it."""
     stage: str = "route"
     stopped: bool = False
     held_tokens: int = 0
-    tokens: list[int] = field(default_factory=list)
-    sent: dict[str, Any] = field(default_factory=dict)
-    received: dict[str, Any] = field(default_factory=dict)
+    tokens: list[int] = []
+    sent: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     hold: Hold | None = None
     """At its prefill engine."""
 
@@ -94,6 +96,7 @@ class Service:
             self.answers = Answers(engines, caches, self.copies, datacenters=keep_answers)
         self._engines, self._datacenters, self._network = engines, datacenters, network
         self._fleet = Fleet(engines.values())
+        self._view: View | None = None
         self.committed: Counter[tuple[str, str]] = Counter()
         """KVCache that is still to be received over each way between datacenters, in bytes: of all requests
         that were placed so, whether or not their prefill has begun; less what decode says that it holds."""
@@ -116,6 +119,7 @@ class Service:
         )
         reserved = asyncio.get_running_loop().create_future()
         flight = _Flight(request, on_token, BothEnds(), reserved)
+        flight.expected_bytes = self._expected_bytes(request.prompt_tokens)
         if self.caches is not None and request.prompt:  # one without ids shares nothing with any other
             flight.prompt = self.caches.name(request.prompt)
         try:
@@ -136,15 +140,18 @@ class Service:
         return flight.tokens
 
     def view(self) -> View:
-        """The deployment now."""
-        return View(
-            datacenters=self._datacenters,
-            engines=self._fleet.views(),
-            paths=self._network.paths(),
-            committed_bytes=self.committed,
-            ranks=self._fleet,
-            costs=self._costs,
-        )
+        """The deployment now; of all but the paths, whenever it is looked at."""
+        paths = self._network.paths()
+        if self._view is None or self._view.paths is not paths:
+            self._view = View(
+                datacenters=self._datacenters,
+                engines=self._fleet.views(),
+                paths=paths,
+                committed_bytes=self.committed,
+                ranks=self._fleet,
+                costs=self._costs,
+            )
+        return self._view
 
     def _place(self, request: Request, prompt: Prompt | None) -> Placement:
         plan, ledger, view = self.plan, self._ledger, self.view()
@@ -180,7 +187,7 @@ class Service:
         decode = self._engines[placement.decode]
         if placement.offloaded:
             flight.way = prefill.datacenter, decode.datacenter
-            self.committed[flight.way] += self._expected_bytes(request.prompt_tokens)
+            self.committed[flight.way] += flight.expected_bytes
         decode_hold, prefill_s = Hold(decode, request.id), self._prefill_s(request, placement)
         flight.hold = Hold(prefill, request.id, placement.uncached_tokens, prefill_s)
         try:
@@ -199,13 +206,13 @@ class Service:
     def _crossed(self, flight: _Flight) -> None:
         """Its KVCache is not, or no longer, to come over a way between datacenters."""
         if flight.way is not None:
-            self.committed[flight.way] -= self._expected_bytes(flight.request.prompt_tokens) - self._held(
-                flight
-            )
+            self.committed[flight.way] -= flight.expected_bytes - self._held(flight)
             flight.way = None
 
     def _held(self, flight: _Flight) -> int:
         """Bytes of its KVCache that decode holds, so that they need not be sent."""
+        if not flight.held_tokens:
+            return 0
         return self._expected_bytes(flight.held_tokens) - self._expected_bytes(0)
 
     def _prefill_s(self, request: Request, placement: Placement) -> float:
@@ -361,7 +368,7 @@ class Service:
                 **ends,
             )
         )
-        expected = self._expected_bytes(request.prompt_tokens) - held_bytes + HANDOVER_BYTES
+        expected = flight.expected_bytes - held_bytes + HANDOVER_BYTES
         if not sent["bytes"] == received["bytes"] == expected:
             raise EngineError(
                 f"the layout predicts {expected} bytes of KVCache, "

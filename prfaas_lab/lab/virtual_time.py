@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -106,7 +107,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _add_callback(self, handle: asyncio.Handle) -> None:
         """asyncio's, for what came from outside: signals."""
         if not handle.cancelled():
-            self.call_soon(handle._run)  # type: ignore[attr-defined]
+            self.call_soon(handle._run)
 
     def _run_once(self) -> None:
         """Many of asyncio's rounds, none of which waits: what it would wait for is where the clock jumps."""
@@ -128,25 +129,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _jump(self) -> None:
         """To the next timer, and make ready all that are due then."""
-        timers, ready = self._timers, self._ready
-        while timers and timers[0].callback is None:
-            heappop(timers)
-            self.cancelled -= 1
-        if not timers:
-            self._look_outside()
-            if not ready:
-                raise Deadlock(
-                    f"every task waits: {self._waiting()}", where=f"virtual time {self.time():g} s"
-                )
-            return
-        self._now_s = max(self._now_s, timers[0].at_s)
-        due = self._now_s + _INSTANT_S
+        timers, ready, due = self._timers, self._ready, math.inf
         while timers and timers[0].at_s < due:
             timer = heappop(timers)
             if timer.callback is None:
                 self.cancelled -= 1
-            else:
-                ready.append(timer)
+                continue
+            if not ready:
+                self._now_s = max(self._now_s, timer.at_s)
+                due = self._now_s + _INSTANT_S
+            ready.append(timer)
+        if not ready:
+            self._look_outside()
+        if not ready:
+            raise Deadlock(f"every task waits: {self._waiting()}", where=f"virtual time {self.time():g} s")
 
     def _look_outside(self) -> None:
         events = self._selector.select(0)  # type: ignore[attr-defined]

@@ -13,12 +13,14 @@ import msgspec
 
 from prfaas_lab.metrics.codec import encode
 from prfaas_lab.metrics.events import Event
-from prfaas_lab.metrics.handover import Account
+from prfaas_lab.metrics.handover import LEGS, Account
 from prfaas_lab.metrics.requests import RequestRecord
 
 FLUSH_S = 1.0
 FLUSH_LINES = 512
 """Lines are written once they are so many, or the oldest is this old (by the events' own time)."""
+_BUFFER_BYTES = 1 << 18
+"""Of rows that wait to be written: a write costs more than a row."""
 
 
 class EventWriter:
@@ -70,7 +72,7 @@ class RequestWriter:
     """Writes a request's row as soon as it is over. Whoever opens it closes it."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("wb")
+        self._file: IO[bytes] = path.open("wb", buffering=_BUFFER_BYTES)
 
     def __call__(self, account: Account) -> None:
         self._file.write(_to_json(_row(account)) + b"\n")
@@ -94,19 +96,16 @@ _values = attrgetter(*_FIELDS)
 _to_json = msgspec.json.Encoder().encode
 
 
-def request_row(record: RequestRecord) -> dict[str, Any]:
-    """A request's stamps, counts and latencies, its hand-over ledger, and the laws it broke."""
-    return _row(Account.of(record))
+_Row = msgspec.defstruct(
+    "_Row", (*_FIELDS, "ttft_ms", "tpot_ms", "e2el_ms", "handover", "violations"), gc=False
+)
+_Legs = msgspec.defstruct("_Legs", LEGS, gc=False)
 
 
-def _row(account: Account) -> dict[str, Any]:
-    record, legs = account.record, account.legs
-    row: dict[str, Any] = dict(zip(_FIELDS, _values(record), strict=True))
-    row["ttft_ms"], row["tpot_ms"], row["e2el_ms"] = map(_ms, (record.ttft_s, record.tpot_s, record.e2el_s))
-    row["handover"] = None if legs is None else legs._asdict()
-    row["violations"] = [violation.text for violation in account.violations]
-    return row
-
-
-def _ms(value_s: float | None) -> float | None:
-    return None if value_s is None else 1e3 * value_s
+def _row(account: Account) -> Any:
+    """A request's stamps, counts and latencies, its hand-over ledger, and the laws it broke: a struct, since
+    a dict costs twice as much."""
+    record, ttft_ms, tpot_ms, e2el_ms, legs, violations = account
+    handover = None if legs is None else _Legs(*legs)
+    broken = [violation.text for violation in violations]
+    return _Row(*_values(record), ttft_ms, tpot_ms, e2el_ms, handover, broken)

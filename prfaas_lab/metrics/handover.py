@@ -141,9 +141,17 @@ class Account(NamedTuple):
     """A request with what follows from its stamps, reckoned once."""
 
     record: RequestRecord
+    ttft_ms: float | None
+    tpot_ms: float | None
+    e2el_ms: float | None
     legs: Handover | None
     violations: list[Violation]
 
     @classmethod
     def of(cls, record: RequestRecord) -> Account:
-        return cls(record, handover(record), violations(record))
+        latencies = _ms(record.ttft_s), _ms(record.tpot_s), _ms(record.e2el_s)
+        return cls(record, *latencies, handover(record), violations(record))
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else 1e3 * value_s

@@ -85,9 +85,10 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     @property
     def tpot_s(self) -> float | None:
         """(E2E - TTFT) / (n - 1); None for a single token, which has no time per further token."""
-        if self.ttft_s is None or self.e2el_s is None or self.emitted_tokens < 2:
+        ttft_s, e2el_s = self.ttft_s, self.e2el_s
+        if ttft_s is None or e2el_s is None or self.emitted_tokens < 2:
             return None
-        return (self.e2el_s - self.ttft_s) / (self.emitted_tokens - 1)
+        return (e2el_s - ttft_s) / (self.emitted_tokens - 1)
 
 
 def cause(reason: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.percentiles import Samples
-from prfaas_lab.metrics.requests import RequestRecord
 
 _EXACT = 100_000
 
@@ -37,16 +37,17 @@ class SteadyState:
         self.completed = self.routed = self.offloaded = self.crossed_bytes = 0
         self.ttft_ms = Samples(_EXACT, "d")
 
-    def add(self, record: RequestRecord, window: Window) -> None:
+    def add(self, account: Account, window: Window) -> None:
         """Count what of a request's way lies within the window."""
+        record = account.record
         self.completed += record.outcome == "completed" and window.holds(record.ended_s)
         if window.holds(record.routed_s):
             self.routed += 1
             self.offloaded += record.offloaded
         if record.offloaded and window.holds(record.transfer_finished_s):
             self.crossed_bytes += record.received_bytes
-        if window.holds(record.first_token_s) and record.ttft_s is not None:
-            self.ttft_ms.add(1e3 * record.ttft_s)
+        if window.holds(record.first_token_s) and account.ttft_ms is not None:
+            self.ttft_ms.add(account.ttft_ms)
 
     def summary(self, window: Window) -> dict[str, Any]:
         """What it says of the window; None where nothing happened."""

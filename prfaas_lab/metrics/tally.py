@@ -7,7 +7,6 @@ only, when those that have ended are retired.
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -173,8 +172,8 @@ class Tally:
         self.ended_s = record.ended_s if self.ended_s is None else max(record.ended_s, self.ended_s)
         if record.outcome == "completed":
             self.itl_ms.extend([1e3 * gap for gap in record.gaps_s])
-            self.bunched_gaps += sum(gap < BUNCHED_S for gap in record.gaps_s)
-        record.gaps_s = array("f")
+            self.bunched_gaps += sum([gap < BUNCHED_S for gap in record.gaps_s])
+        del record.gaps_s[:]
 
     def _account(self, record: RequestRecord, retire: Callable[[Account], None]) -> None:
         account = Account.of(record)

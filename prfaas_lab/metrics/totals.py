@@ -73,7 +73,7 @@ class Totals:
         completed = []
         for account in accounts:
             record = account.record
-            self.steady.add(record, window)
+            self.steady.add(account, window)
             for violation in account.violations:
                 self._add_violation(violation)
             ends = sites.get(record.source or ""), sites.get(record.destination or "")
@@ -101,9 +101,9 @@ class Totals:
         self.cached_tokens += sum([record.cached_tokens or 0 for record in records])
         self.kvcache_bytes += sum([record.received_bytes for record in records])
         self.wire_bytes += sum([record.wire_bytes for record in records])
-        self.ttft_ms.extend([1e3 * ttft for record in records if (ttft := record.ttft_s) is not None])
-        self.tpot_ms.extend([1e3 * tpot for record in records if (tpot := record.tpot_s) is not None])
-        self.e2el_ms.extend([1e3 * e2el for record in records if (e2el := record.e2el_s) is not None])
+        self.ttft_ms.extend([each for account in accounts if (each := account.ttft_ms) is not None])
+        self.tpot_ms.extend([each for account in accounts if (each := account.tpot_ms) is not None])
+        self.e2el_ms.extend([each for account in accounts if (each := account.e2el_ms) is not None])
         legs = [(account.record.offloaded, account.legs) for account in accounts if account.legs is not None]
         self.legs["all"].add([each for _, each in legs])
         self.legs["offloaded"].add([each for offloaded, each in legs if offloaded])

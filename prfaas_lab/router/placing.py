@@ -37,8 +37,10 @@ def placed(request: Request, view: View, prefill: EngineView, decode: EngineView
 
 def uncached_tokens(request: Request, view: View, datacenter: str) -> int:
     """What a datacenter would have to compute of a prompt."""
-    cached = next((dc.prefix_tokens for dc in view.datacenters if dc.name == datacenter), 0)
-    return request.prompt_tokens - cached
+    for site in view.datacenters:
+        if site.name == datacenter:
+            return request.prompt_tokens - site.prefix_tokens
+    return request.prompt_tokens
 
 
 def decode_engine(view: View, *, with_prefill: bool = False) -> EngineView:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.workload.request import Request
 
@@ -14,8 +16,7 @@ Rank = tuple[float, float, int, str]
 """What engines are ordered by; the name decides between equals, so that no two rank alike."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineView:
+class EngineView(Struct, frozen=True, kw_only=True, gc=False):
     """One engine as the controller knows it now.
 
     `queued_tokens` and `queued_s` are the prompts still to compute, the one under way included, in tokens
