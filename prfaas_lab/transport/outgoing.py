@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.transport.codec import Codec
+from prfaas_lab.transport.carried import Frame
+from prfaas_lab.transport.encoding import Encoder, Encoding
 from prfaas_lab.transport.errors import TransferCancelled
 from prfaas_lab.transport.frames import (
     MAX_PIECES,
@@ -41,60 +42,6 @@ class Sent:
     """Frames sent more than once: damaged on the way, or on a connection that died."""
 
 
-@dataclass(slots=True)
-class Fate:
-    """What became of a frame, shared by all its copies."""
-
-    copies: int = 1
-    """Queued, or on a connection and neither acknowledged nor failed."""
-    has_arrived: bool = False
-    tried_at: float = 0.0
-    """When a connection last took one."""
-
-
-class Frame:
-    """A piece of work for a connection: a header, and views of the caller's memory.
-
-    A frame that is slow to arrive may be copied to another connection; the first to arrive counts.
-    """
-
-    __slots__ = ("attempts", "fate", "header", "kind", "outgoing", "payload_bytes", "payloads")
-
-    def __init__(
-        self,
-        outgoing: Outgoing,
-        kind: Kind,
-        header: bytes,
-        payloads: Sequence[Bytes] = (),
-        payload_bytes: int = 0,
-    ) -> None:
-        self.outgoing, self.kind, self.header = outgoing, kind, header
-        self.payloads, self.payload_bytes = payloads, payload_bytes
-        self.attempts = 0
-        self.fate = Fate()
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.header) + self.payload_bytes
-
-    def copy(self) -> Frame:
-        """The same frame, for another connection."""
-        copy = Frame(self.outgoing, self.kind, self.header, self.payloads, self.payload_bytes)
-        copy.attempts, copy.fate = self.attempts, self.fate
-        return copy
-
-    def arrived(self) -> bool:
-        """True for the first copy that the receiver has."""
-        is_first, self.fate.has_arrived = not self.fate.has_arrived, True
-        self.fate.copies -= 1
-        return is_first
-
-    def failed(self) -> bool:
-        """True when it has to go again: no copy arrived, and none is under way."""
-        self.fate.copies -= 1
-        return not self.fate.has_arrived and self.fate.copies == 0
-
-
 class Way(Protocol):
     """What a transfer needs of the connections that carry it."""
 
@@ -109,15 +56,16 @@ class Outgoing:
     """A transfer being sent. `send` as segments become ready, then `finish`, or `cancel`.
 
     Call from the loop's thread. The memory given to `send` must stay as it is until `finish`
-    returns or the transfer has failed.
+    returns or the transfer has failed. An `encoder` makes segments shorter on their way, beside the loop.
     """
 
     def __init__(
         self, transfer_id: str, number: int, way: Way, clock: Callable[[], float], *,
-        weight: float, expected_bytes: int | None, served: float, codec: Codec | None,
+        weight: float, expected_bytes: int | None, served: float, encoder: Encoder | None,
     ) -> None:  # fmt: skip
         self.transfer_id, self.number = transfer_id, number
-        self._way, self._clock, self._codec = way, clock, codec
+        self._way, self._clock = way, clock
+        self._encoding = None if encoder is None else Encoding(encoder, self._enqueue)
         self._weight, self._expected_bytes = weight, expected_bytes
         self._served_before = served
         self._waiting: deque[tuple[Key, int, memoryview, int]] = deque()
@@ -146,16 +94,17 @@ class Outgoing:
         name = key.layer, key.part, key.chunk
         if name in self._keys or not _fits(name, len(view)):
             raise ValueError(f"{key} of {len(view)} bytes was sent already, or is out of range")
-        wire = view if self._codec is None else memoryview(self._codec.encode(key, view))
         self._keys.add(name)
-        self._waiting.append((name, len(view), wire, 0))
         self.payload_bytes += len(view)
-        self.enqueued_bytes += len(wire)
-        self._way.ready(self)
+        if self._encoding is None:
+            self._enqueue(key, len(view), view)
+        else:
+            self._encoding.put(key, view)
 
     async def drain(self, high_bytes: int) -> None:
-        """Return once no more than `high_bytes` of this transfer wait for their acknowledgement."""
-        while self.enqueued_bytes - self.acked_bytes > high_bytes:
+        """Return once no more than `high_bytes` of this transfer wait for their acknowledgement, those that
+        are not encoded yet included."""
+        while self._pending_bytes + self.enqueued_bytes - self.acked_bytes > high_bytes:
             self._raise_if_failed()
             self._room.clear()
             await self._room.wait()
@@ -170,7 +119,8 @@ class Outgoing:
         self._raise_if_failed()
         if self._finish_at is None:
             self._finish_at, self._finish_due = self._clock(), True
-            self._way.ready(self)
+            if self.has_work:
+                self._way.ready(self)
         try:
             await self._ended.wait()  # bounded by the way's deadlines, which end the transfer
         except asyncio.CancelledError:
@@ -194,7 +144,8 @@ class Outgoing:
 
     @property
     def remaining_bytes(self) -> int:
-        return max(self._expected_bytes or 0, self.enqueued_bytes) - self.taken_bytes
+        to_come = max(0, (self._expected_bytes or 0) - self.payload_bytes)
+        return to_come + self._pending_bytes + self.enqueued_bytes - self.taken_bytes
 
     @property
     def served(self) -> float:
@@ -206,12 +157,13 @@ class Outgoing:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._again or self._finish_due)
+        return bool(self._waiting or self._again or self._may_finish)
 
     @property
     def unfinished(self) -> bool:
-        """Something was handed over and the peer's answer to it is still to come."""
-        return not self.ended and (self._finish_at is not None or self.acked_bytes < self.enqueued_bytes)
+        """Something can go to the peer, or has gone, and its answer is still to come."""
+        is_owed = self._finish_at is not None and not self._is_encoding
+        return not self.ended and (is_owed or self.acked_bytes < self.enqueued_bytes)
 
     def finish_is_overdue(self, before: float) -> bool:
         """Everything is acknowledged, and the finish was sent before a time and not answered."""
@@ -227,7 +179,7 @@ class Outgoing:
                 return frame
         if self._waiting:
             return self._cut(limit_bytes)
-        if self._finish_due:
+        if self._may_finish:
             self._finish_due = False
             segments, size = len(self._keys), self.enqueued_bytes
             header = encode(Kind.FINISH, transfer=self.number, extra=segments, value=size)
@@ -281,6 +233,26 @@ class Outgoing:
 
     # ------------------------------------------------------------------------------------------
 
+    @property
+    def _pending_bytes(self) -> int:
+        """Handed over, and not encoded yet."""
+        return 0 if self._encoding is None else self._encoding.pending_bytes
+
+    @property
+    def _is_encoding(self) -> bool:
+        return self._encoding is not None and not self._encoding.is_idle
+
+    @property
+    def _may_finish(self) -> bool:
+        return self._finish_due and not self._is_encoding
+
+    def _enqueue(self, key: SegmentKey, size_bytes: int, wire: memoryview) -> None:
+        """A segment is as it will go."""
+        self._waiting.append(((key.layer, key.part, key.chunk), size_bytes, wire, 0))
+        self.enqueued_bytes += len(wire)
+        self._room.set()
+        self._way.ready(self)
+
     def _cut(self, limit_bytes: int) -> Frame:
         """As many whole segments as fit, or the part of one that does."""
         pieces: list[Piece] = []
@@ -305,6 +277,8 @@ class Outgoing:
         if self.ended:
             return
         self._error = error
+        if self._encoding is not None:
+            self._encoding.drop()
         self._waiting.clear()
         self._again.clear()
         self._finish_due = False

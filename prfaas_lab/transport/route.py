@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Callable
 
 from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.carried import Frame
 from prfaas_lab.transport.congestion import PathSample
 from prfaas_lab.transport.dial import Peer, Terms, dial
+from prfaas_lab.transport.encoding import Encoder
 from prfaas_lab.transport.errors import (
     CorruptSegment,
     HandshakeError,
@@ -19,7 +21,7 @@ from prfaas_lab.transport.errors import (
 )
 from prfaas_lab.transport.frames import Header, Kind, Refusal
 from prfaas_lab.transport.limits import Limits
-from prfaas_lab.transport.outgoing import Frame, Outgoing
+from prfaas_lab.transport.outgoing import Outgoing
 from prfaas_lab.transport.schedule import POLICIES, choose
 from prfaas_lab.transport.sockets import Tasks
 from prfaas_lab.transport.stream import SendStream
@@ -39,9 +41,11 @@ class Route:
     """N pooled connections to one receiver. Frames wait in the transfers, and every connection that
     can write takes the next ones: none of them owns a transfer, so none can hold one up."""
 
-    def __init__(self, peer: Peer, terms: Terms, settings: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, peer: Peer, terms: Terms, encoder: Encoder | None, settings: Limits, clock: Callable[[], float]
+    ) -> None:
         self.peer = peer
-        self._terms, self._settings, self._clock = terms, settings, clock
+        self._terms, self._encoder, self._settings, self._clock = terms, encoder, settings, clock
         self._policy = POLICIES[settings.policy]
         self._wanted = settings.connections_to_peer()
         self._loop = asyncio.get_running_loop()
@@ -73,12 +77,12 @@ class Route:
                 if not self.streams:
                     await self._dial()
         served = min((t.served for t in self._ready.values()), default=0.0)
-        codec = self._terms.codec
-        if exact and codec is not None and codec.lossy:
-            codec = None
+        encoder = self._encoder
+        if exact and encoder is not None and encoder.codec.lossy:
+            encoder = None
         outgoing = Outgoing(
             transfer_id, next(self._numbers), self, self._clock,
-            weight=weight, expected_bytes=expected_bytes, served=served, codec=codec,
+            weight=weight, expected_bytes=expected_bytes, served=served, encoder=encoder,
         )  # fmt: skip
         self.transfers[outgoing.number] = outgoing
         self.attach(outgoing)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prfaas_lab.transport.codec import Codec
 from prfaas_lab.transport.congestion import PathSample
 from prfaas_lab.transport.dial import Peer, Terms
+from prfaas_lab.transport.encoding import Encoder
 from prfaas_lab.transport.frames import MAX_CONTROL_BYTES
 from prfaas_lab.transport.limits import Limits
 from prfaas_lab.transport.outgoing import Outgoing
@@ -25,6 +26,7 @@ class KVSender:
         codec: Codec | None = None, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._terms = Terms(key=key, fingerprint=fingerprint, codec=codec)
+        self._encoder = None if codec is None else Encoder(codec)
         self._clock = clock
         self._settings = settings or Limits()
         self.routes: dict[Peer, Route] = {}
@@ -51,7 +53,7 @@ class KVSender:
             raise ValueError(f"a weight is more than zero, not {weight}")
         route = self.routes.get(peer)
         if route is None:
-            route = self.routes[peer] = Route(peer, self._terms, self._settings, self._clock)
+            route = self.routes[peer] = Route(peer, self._terms, self._encoder, self._settings, self._clock)
         return await route.open(transfer_id, weight=weight, expected_bytes=expected_bytes, exact=exact)
 
     def paths(self) -> dict[Peer, PathSample]:
@@ -63,3 +65,5 @@ class KVSender:
         for route in self.routes.values():
             await route.close()
         self.routes.clear()
+        if self._encoder is not None:
+            self._encoder.close()

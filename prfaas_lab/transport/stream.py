@@ -8,10 +8,11 @@ from collections import deque
 from typing import Protocol
 
 from prfaas_lab.errors import TransportError
+from prfaas_lab.transport.carried import Frame
 from prfaas_lab.transport.errors import FrameError, PeerLost
 from prfaas_lab.transport.frames import MAX_PIECES, Bytes, Decoder, Header, Kind, Piece
 from prfaas_lab.transport.limits import Limits
-from prfaas_lab.transport.outgoing import Frame, Outgoing
+from prfaas_lab.transport.outgoing import Outgoing
 from prfaas_lab.transport.sockets import limit_unsent
 
 _BURST_BYTES = 2**20

@@ -18,6 +18,7 @@ from transport_pair import FAST, pair
 
 from prfaas_lab.model.layout import CacheLayout, LayerLayout, Part, SegmentKey
 from prfaas_lab.transport.codec import NAMES, Codec, codec_for
+from prfaas_lab.transport.encoding import Encoder, Encoding
 from prfaas_lab.transport.errors import (
     CompressionMismatch,
     CorruptSegment,
@@ -387,10 +388,12 @@ async def test_a_receiver_takes_nothing_compressed_that_was_not_agreed_on():
     async with pair() as link:
         link.receiver.expect("t", cache.sink)
         outgoing = await link.sender.open("t", link.peer)
-        outgoing._codec = Liar()  # which had not been said in the handshake
+        liar = Encoder(Liar())  # which had not been said in the handshake
+        outgoing._encoding = Encoding(liar, outgoing._enqueue)
         outgoing.send(KEYS, cache.sent[KEYS])
         with pytest.raises(SegmentRefused, match="not agreed"):
             await outgoing.finish()
+        liar.close()
 
 
 async def test_peers_that_compress_differently_refuse_each_other_by_name():
