@@ -80,7 +80,7 @@ class Scheduler:
         queues = _shortest_queues(view.engines)
         home_s = min((wait for name, wait in queues.items() if roles[name] == "local"), default=0.0)
         sides = [
-            self._side(way, path, queues[path.source], home_s)
+            self._side(way, path, queues[path.source], view.ahead_bytes(path), home_s)
             for path in view.paths
             if roles[path.source] == "prfaas" and roles[path.destination] == "local"
             if (way := self._look(path)).up and path.source in queues
@@ -88,13 +88,13 @@ class Scheduler:
         down = Signals(up=False, utilization=1.0, prfaas_queue_s=0.0, egress_s=0.0, home_queue_s=home_s)
         return min(sides, key=lambda side: side.offload_s, default=down)
 
-    def _side(self, way: Way, path: PathView, queue_s: float, home_s: float) -> Signals:
+    def _side(self, way: Way, path: PathView, queue_s: float, ahead_bytes: float, home_s: float) -> Signals:
         return Signals(
             up=True,
             utilization=way.utilization,
             congested=path.congested,
             prfaas_queue_s=queue_s,
-            egress_s=way.wait_s(self._service.committed[path.source, path.destination]),
+            egress_s=way.wait_s(ahead_bytes),
             home_queue_s=home_s,
         )
 

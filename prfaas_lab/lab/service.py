@@ -99,7 +99,10 @@ class Service:
         self._view: View | None = None
         self.committed: Counter[tuple[str, str]] = Counter()
         """KVCache that is still to be received over each way between datacenters, in bytes: of all requests
-        that were placed so, whether or not their prefill has begun; less what decode says that it holds."""
+        that were placed so, whether or not their prefill has begun; less what decode says that it holds. In
+        memory: on the wire it is less where it is compressed (`View.wire_share`)."""
+        self._sent_bytes = self._wire_bytes = 0
+        self._wire_share = 1.0
         self._expected_bytes, self._ledger, self._sends_ids = expected_bytes, ledger, sends_ids
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
@@ -148,6 +151,7 @@ class Service:
                 engines=self._fleet.views(),
                 paths=paths,
                 committed_bytes=self.committed,
+                wire_share=self._wire_share,
                 ranks=self._fleet,
                 costs=self._costs,
             )
@@ -368,6 +372,7 @@ class Service:
                 **ends,
             )
         )
+        self._weigh(sent)
         expected = flight.expected_bytes - held_bytes + HANDOVER_BYTES
         if not sent["bytes"] == received["bytes"] == expected:
             raise EngineError(
@@ -375,6 +380,14 @@ class Service:
                 f"{sent['bytes']} were sent and {received['bytes']} received",
                 where=f"{placement.prefill} -> {placement.decode}",
             )
+
+    def _weigh(self, sent: dict[str, Any]) -> None:
+        """What compression made of all KVCache so far."""
+        self._sent_bytes += sent["bytes"]
+        self._wire_bytes += sent.get("wire_bytes", sent["bytes"])
+        share = self._wire_bytes / self._sent_bytes
+        if share != self._wire_share:
+            self._wire_share, self._view = share, None
 
     def _fail(self, flight: _Flight, reason: str) -> None:
         self._ledger.record(

@@ -50,8 +50,8 @@ def _finish_s(request: Request, view: View, costs: Costs, engine: EngineView, pa
     compute_s = costs.prefill_s(engine.datacenter, request.prompt_tokens, cached_tokens)
     if path is None or not (rate_bps := _rate_bps(path)):
         return engine.queued_s + compute_s
-    ahead_s = 8 * view.committed_bytes.get((path.source, path.destination), 0) / rate_bps
-    wire_s = 8 * costs.kv_bytes(engine.datacenter, request.prompt_tokens) / rate_bps
+    ahead_s = 8 * view.ahead_bytes(path) / rate_bps
+    wire_s = 8 * view.wire_share * costs.kv_bytes(engine.datacenter, request.prompt_tokens) / rate_bps
     return max(engine.queued_s + max(compute_s, wire_s), ahead_s + wire_s) + path.rtt_s / 2
 
 

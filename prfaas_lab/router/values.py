@@ -135,6 +135,8 @@ class View:
     costs: Costs | None = None
     committed_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict, compare=False, repr=False)
     """KVCache still to be received over each way (source, destination), of requests placed before."""
+    wire_share: float = 1.0
+    """What of it goes on the wire: less than all where it is compressed."""
     ranks: Ranks | None = field(default=None, compare=False, repr=False)
     """Says nothing that `engines` does not; None where ranks depend on the request (prefix caches)."""
 
@@ -145,6 +147,10 @@ class View:
         rank = prefill_rank if role == "prefill" else decode_rank
         alive = (e for e in self.engines if e.role == role and e.alive and e.datacenter == datacenter)
         return min(alive, key=rank, default=None)
+
+    def ahead_bytes(self, path: PathView) -> float:
+        """What has still to cross a path for requests placed before, as it goes on the wire."""
+        return self.wire_share * self.committed_bytes.get((path.source, path.destination), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

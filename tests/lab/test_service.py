@@ -25,10 +25,11 @@ class ScriptedEngines:
     """Both ends of a hand-over in one: decode waits for the transfer that prefill makes."""
 
     def __init__(
-        self, *, received_bytes: int | None = None, die_at: str = "", hang_at: str = "", held_tokens: int = 0
-    ) -> None:
+        self, *, received_bytes: int | None = None, die_at: str = "", hang_at: str = "", held_tokens: int = 0,
+        wire_share: float = 1.0,
+    ) -> None:  # fmt: skip
         self.received_bytes, self.die_at, self.hang_at = received_bytes, die_at, hang_at
-        self.held_tokens = held_tokens
+        self.held_tokens, self.wire_share = held_tokens, wire_share
         self.arrived = asyncio.Event()
         self.open_orders: list[str] = []
         self.sent_bytes = 0
@@ -67,6 +68,7 @@ class ScriptedEngines:
         yield {
             "stage": "sent",
             "bytes": self.sent_bytes,
+            "wire_bytes": round(self.sent_bytes * self.wire_share),
             "first_byte_at": 1.5,
             "last_ack_at": 3.1,
             "retried": 0,
@@ -162,6 +164,14 @@ async def test_what_decode_holds_is_not_to_cross_and_nothing_is_once_it_is_over(
     service, _, _ = deployment(ScriptedEngines(held_tokens=12))
     assert await service.serve(request(16)) is not None
     assert service.committed["east", "west"] == 0
+
+
+async def test_what_crosses_compressed_is_ahead_by_what_it_is_on_the_wire() -> None:
+    service, _, _ = deployment(ScriptedEngines(wire_share=0.25))
+    (path,) = service.view().paths
+    assert await service.serve(request(16)) is not None
+    service.committed["east", "west"] = 1000
+    assert service.view().ahead_bytes(path) == pytest.approx(250, rel=0.02)
 
 
 async def test_the_plan_in_force_when_a_request_arrives_decides() -> None:

@@ -57,6 +57,8 @@ def test_what_has_still_to_cross_is_ahead_and_a_measured_rate_counts_while_it_is
     measured = replace(path, available_bps=1e9)
     assert prefill(free) == "east-p0"
     assert prefill(replace(free, committed_bytes={("east", "west"): 10**12})) == "west-p0"
+    behind = replace(free, committed_bytes={("east", "west"): 10**12})
+    assert prefill(replace(behind, wire_share=1e-3)) == "east-p0", "compressed"
     assert prefill(replace(free, paths=(measured,))) == "east-p0"
     assert prefill(replace(free, paths=(replace(measured, backlogged=True),))) == "west-p0"
 
