@@ -8,9 +8,7 @@ from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.lab.egress import Egress
 from prfaas_lab.lab.watch_paths import Hop
 from prfaas_lab.lab.ways import Ways
-
-_FULL = 0.9
-"""Share of the rate from which a way is full, as for kernels (transport.congestion)."""
+from prfaas_lab.transport.congestion import FULL
 
 
 class SimulatedPaths:
@@ -40,7 +38,7 @@ class SimulatedPaths:
         for hop, pairs in over.items():
             rate_bps, backlogged = self._network.load(*hop)
             nominal_bps = self._network.nominal_bps(*hop)
-            full = backlogged and nominal_bps is not None and rate_bps > _FULL * nominal_bps
+            full = backlogged and nominal_bps is not None and rate_bps > FULL * nominal_bps
             sample = {"throughput_bps": rate_bps, "backlogged": backlogged, "congested": full}
             estimate = self._egress.setdefault(hop, Egress()).observe([sample])
             for pair in pairs:

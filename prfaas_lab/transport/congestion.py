@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+FULL = 0.9
+"""Share of what a path gives from which it is full."""
 _TCP_INFO_BYTES = 256
 _WIRE_HEADER_BYTES = 66
 """Ethernet, IPv4 and TCP with timestamps: what a segment costs a shaper beyond its payload."""
@@ -87,7 +89,7 @@ class PathSample:
     def congested(self) -> bool:
         """The path is full, and it shows: a standing queue of half a round trip, or loss above 1 %."""
         queueing = self.queueing_delay_s > max(0.005, self.min_rtt_s / 2)
-        return self.utilisation > 0.9 and (queueing or self.loss > 0.01)
+        return self.utilisation > FULL and (queueing or self.loss > 0.01)
 
 
 def read_connection(sock: socket.socket) -> ConnectionSample:

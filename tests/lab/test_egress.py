@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from prfaas_lab.lab.egress import WINDOW, Egress, told
-from prfaas_lab.transport.congestion import PathSample
+from prfaas_lab.lab.egress import WINDOW, Egress, Estimate, told
+from prfaas_lab.lab.simulated_paths import SimulatedPaths
+from prfaas_lab.router.values import PathView
+from prfaas_lab.transport.congestion import FULL, PathSample
 
 
 def path(rate_bps: float, *, backlogged: bool = True, congested: bool = False) -> dict[str, Any]:
@@ -43,6 +46,30 @@ def test_the_estimate_outlasts_idleness_and_the_throughput_does_not():
 def test_congestion_of_one_path_is_the_links():
     assert Egress().observe([path(1e6), path(1e6, congested=True)]).congested
     assert not Egress().observe([path(1e6)]).congested
+
+
+@pytest.mark.parametrize(("share", "full"), [(FULL - 0.01, False), (FULL + 0.01, True)])
+def test_a_simulated_way_and_the_kernels_are_full_from_the_same_share_on(share: float, full: bool):
+    sample = PathSample(
+        at_s=1.0, connections=2, throughput_bps=share * 1e6, available_bps=1e6, backlog_bytes=10, rtt_s=0.2,
+        min_rtt_s=0.02, loss=0.0, receiver_limited=0.0,
+    )  # fmt: skip
+    assert sample.congested is full
+
+    learnt: list[Estimate] = []
+    sites = {"east": SimpleNamespace(role="prfaas"), "west": SimpleNamespace(role="local")}
+    network = SimpleNamespace(
+        topology=SimpleNamespace(datacenters=sites),
+        load=lambda *_: (share * 1e6, True),
+        nominal_bps=lambda *_: 1e6,
+    )
+    ways = SimpleNamespace(
+        paths=lambda: (PathView(source="east", destination="west", rate_bps=1e6, rtt_s=0.02),),
+        bottleneck=lambda *_: ("wan", "east"),
+        learn=lambda source, destination, estimate: learnt.append(estimate),
+    )
+    SimulatedPaths(network, ways).round()  # type: ignore[arg-type]
+    assert [estimate.congested for estimate in learnt] == [full]
 
 
 def test_an_engine_tells_all_that_an_event_needs():
