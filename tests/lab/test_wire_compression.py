@@ -16,12 +16,14 @@ from aiohttp import web
 
 from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.control_client import ControlClient
+from prfaas_lab.lab.decode_role import DecodeRole
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import CacheShare, EngineOrder, VerifierOrder
+from prfaas_lab.lab.prefill_role import PrefillRole
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.verify import Answer, verify
-from prfaas_lab.lab.worker import DecodeRole, PrefillRole, Role, VerifierRole
+from prfaas_lab.lab.worker import Role, VerifierRole
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.summary import summarize
