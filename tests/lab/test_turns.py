@@ -51,7 +51,7 @@ def test_what_decode_computed_is_handed_over_and_resumed_from(run: dict[str, Any
     report = run["report"]
     assert report["answers"] == 9
     assert 0 < report["decoded_tokens"] < report["cached_tokens"]
-    assert report["transfers_made"] == 2 * 9, "each request's tail and answer were in transit, and counted"
+    assert report["transfers_made"] == 3 * 9, "each request's tail, and its answer at both ends, were counted"
     assert report["transfers_refused"] == 0
 
 

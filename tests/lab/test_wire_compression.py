@@ -7,12 +7,12 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from prfaas_lab.kvcache import Geometry
 from prfaas_lab.lab.control_client import ControlClient
