@@ -12,7 +12,7 @@ import yaml
 from prfaas_lab.cli.asked import writable, write
 from prfaas_lab.cli.working import working
 from prfaas_lab.errors import UsageError
-from prfaas_lab.lab.run_profile import profile_of_run
+from prfaas_lab.lab.run_profile import cores_for_engines, profile_of_run
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import Model
 
@@ -45,7 +45,7 @@ def calibrate(
     out = writable(out)
     if run is not None:
         _emulated(run)
-    profile = profile_of_run(run) if run else _alone(Model(name=model), chunk, repeats)
+    profile = profile_of_run(run, cores_for_engines()) if run else _alone(Model(name=model), chunk, repeats)
     text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False, width=100)
     if out is None:
         typer.echo(text, nl=False)

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
+from prfaas_lab.engine.cores import Clock, Timer
 from prfaas_lab.engine.stats import EngineStats
 from prfaas_lab.errors import EngineError
 
@@ -43,16 +44,20 @@ class Job:
 class AnalyticPrefill:
     """First come, first served, one prompt at a time (as `PrefillEngine`)."""
 
-    def __init__(self, prefill_s: Callable[[float, float], float], *, max_queue: int) -> None:
-        """`prefill_s(tokens, cached_tokens)`: seconds that a prompt takes of which so much is cached."""
+    def __init__(
+        self, prefill_s: Callable[[float, float], float], *, max_queue: int, clock: Clock | None = None
+    ) -> None:
+        """`prefill_s(tokens, cached_tokens)`: seconds that a prompt takes of which so much is cached, on the
+        clock (the running loop's)."""
         self._prefill_s, self._max_queue = prefill_s, max_queue
         self._loop = asyncio.get_running_loop()
+        self._clock: Clock = clock or self._loop
         self._queue: deque[Job] = deque()
         self._given_up = 0
         """Of those in the queue."""
         self._running: Job | None = None
         self._started_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._busy_s = 0.0
         self._tokens = 0
 
@@ -91,9 +96,9 @@ class AnalyticPrefill:
 
     def _start(self, job: Job) -> None:
         job.cached_tokens = job.find_cached()
-        now, seconds = self._loop.time(), self._prefill_s(job.tokens, job.cached_tokens)
-        self._running, self._started_at = job, now
-        self._timer = self._loop.call_at(now + seconds, self._computed, job)
+        clock, seconds = self._clock, self._prefill_s(job.tokens, job.cached_tokens)
+        self._running, self._started_at = job, self._loop.time()
+        self._timer = clock.call_at(clock.time() + seconds, self._computed, job)
         job.on_started(seconds)
 
     def _computed(self, job: Job) -> None:
@@ -132,28 +137,36 @@ class Sequence:
 
 class AnalyticDecode:
     """Continuous batching (as `DecodeEngine`): all sequences get a token every step, who waits joins
-    between two steps, and its first token comes as it joins."""
+    between two steps, and its first token comes as it has joined."""
 
-    def __init__(self, step_s: Callable[[float], float], *, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self, step_s: Callable[[float], float], *, max_batch: int, max_queue: int, restore_s: float = 0.0,
+        clock: Clock | None = None,
+    ) -> None:  # fmt: skip
+        """`restore_s`: what the engine takes to restore one sequence's cache, and does nothing else
+        meanwhile; on the clock (the running loop's), as all its times."""
         self._step_s_of, self._max_batch, self._max_queue = step_s, max_batch, max_queue
+        self._restore_s, self._restoring = restore_s, False
         self._loop = asyncio.get_running_loop()
+        self._clock: Clock = clock or self._loop
         self._reserved = 0
         self._waiting: deque[Sequence] = deque()
         self._running: list[tuple[int, int, Sequence]] = []
         self._joined = 0
         self._steps = 0
         self._anchor = 0.0
-        """Loop time at which `_steps` were done, and the batch took its present size."""
+        """The clock's time at which `_steps` were done, and the batch took its present size."""
         self._step_s = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        """While a step is under way, also one whose sequences have all been given up."""
+        self._timer: Timer | None = None
+        """While it computes; a step whose sequences have all been given up goes on to its end."""
         self._busy_s = 0.0
         self._tokens = 0
 
     @property
     def stats(self) -> EngineStats:
-        passed = self._loop.time() - self._anchor if self._running else 0.0
-        steps = math.floor(passed / self._step_s + _HAIR) if self._running else 0
+        computing = self._running or self._restoring
+        passed = self._clock.time() - self._anchor if computing else 0.0
+        steps = 0 if self._restoring or not computing else math.floor(passed / self._step_s + _HAIR)
         return EngineStats(
             queued=sum(not sequence.gone for sequence in self._waiting),
             running=len(self._running),
@@ -177,7 +190,7 @@ class AnalyticDecode:
         self._waiting.append(sequence)
         if self._timer is None:
             self._between_steps()
-        elif len(self._running) < self._max_batch:
+        elif not self._restoring and len(self._running) < self._max_batch:
             self._wake_after(self._steps_under_way())
 
     def leave(self, sequence: Sequence) -> None:
@@ -188,12 +201,13 @@ class AnalyticDecode:
         kept = [entry for entry in self._running if entry[2] is not sequence]
         if len(kept) < len(self._running):
             heapq.heapify(kept)
-            self._wake_after(self._steps_under_way())
+            if not self._restoring:
+                self._wake_after(self._steps_under_way())
             self._running = kept
 
     def _steps_under_way(self) -> int:
         """Steps since the anchor, the unfinished one included."""
-        return max(1, math.ceil((self._loop.time() - self._anchor) / self._step_s - _HAIR))
+        return max(1, math.ceil((self._clock.time() - self._anchor) / self._step_s - _HAIR))
 
     def _wake_after(self, steps: int) -> None:
         at = self._anchor + steps * self._step_s
@@ -201,7 +215,7 @@ class AnalyticDecode:
             if self._timer.when() <= at:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(at, self._between_steps, steps)
+        self._timer = self._clock.call_at(at, self._between_steps, steps)
 
     def _between_steps(self, steps: int = 0) -> None:
         """So many steps are done: who is finished leaves, who waits joins, and the next steps begin."""
@@ -212,19 +226,38 @@ class AnalyticDecode:
             self._tokens += steps * len(self._running)
             self._steps += steps
         else:
-            self._anchor = self._loop.time()
+            self._anchor = self._clock.time()
         done = self._let_go()
-        joined = self._let_in()
-        if self._running:
-            self._step_s = self._step_s_of(len(self._running))
-            self._wake_after(self._running[0][0] - self._steps)
-        at = self._anchor
+        self._tell(done, [] if self._restore_s else self._let_in(self._max_batch))
+
+    def _restored(self) -> None:
+        """The first in line is in the batch, unless it was given up meanwhile."""
+        self._timer, self._restoring = None, False
+        self._anchor += self._restore_s
+        self._busy_s += self._restore_s
+        self._tell([], self._let_in(1))
+
+    def _tell(self, done: list[Sequence], joined: list[Sequence]) -> None:
+        """Go on, and tell who has the last token, and who the first."""
+        at = self._anchor if self._clock is self._loop else self._loop.time()
+        self._go_on()
         for sequence in done:
             sequence.on_last(at)
         for sequence in joined:
             sequence.on_first(at)
             if sequence.output_tokens == 1:
                 sequence.on_last(at)
+
+    def _go_on(self) -> None:
+        """Restore the cache of who is next, or begin the next steps."""
+        while self._restore_s and self._waiting and self._waiting[0].gone:
+            self._waiting.popleft()
+        if self._restore_s and self._waiting and len(self._running) < self._max_batch:
+            self._restoring = True
+            self._timer = self._clock.call_at(self._anchor + self._restore_s, self._restored)
+        elif self._running:
+            self._step_s = self._step_s_of(len(self._running))
+            self._wake_after(self._running[0][0] - self._steps)
 
     def _let_go(self) -> list[Sequence]:
         """Who has the last token."""
@@ -235,10 +268,10 @@ class AnalyticDecode:
             done.append(sequence)
         return done
 
-    def _let_in(self) -> list[Sequence]:
-        """Who has the first token, and is in the batch if more are to come."""
-        joined = []
-        while self._waiting and len(self._running) < self._max_batch:
+    def _let_in(self, most: int) -> list[Sequence]:
+        """Who has the first token, and is in the batch if more are to come: so many of them at most."""
+        joined: list[Sequence] = []
+        while self._waiting and len(self._running) < self._max_batch and len(joined) < most:
             sequence = self._waiting.popleft()
             if sequence.gone:
                 continue

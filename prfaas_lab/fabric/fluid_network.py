@@ -14,7 +14,7 @@ from functools import cache
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.fluid import Flow, Fluid, Piece
-from prfaas_lab.fabric.fluid_tcp import goodput, loss, most, ramp_s
+from prfaas_lab.fabric.fluid_tcp import DIAL_RTTS, goodput, loss, most, ramp_s
 from prfaas_lab.fabric.fluid_transfer import Direction, Path, Transfer
 from prfaas_lab.fabric.plan import directions, plan
 from prfaas_lab.fabric.shape import ACHIEVABLE, FRAME_BYTES, Counters, Shape
@@ -152,6 +152,15 @@ class FluidNetwork:
         else:
             transfer.arrive(sum([seconds for seconds, _ in made]))
         return transfer
+
+    def dial_s(self, source: str, destination: str) -> float:
+        """What a pair that has never met takes to be connected, for who waits for it before there is
+        anything to send; from now on they have met."""
+        path = self._path_between(source, destination)
+        if not path.route or (source, destination) in self._met:
+            return 0.0
+        self._met.add((source, destination))
+        return DIAL_RTTS * sum(self.delays(path))
 
     def _first_ramp_s(self, source: str, destination: str, path: Path, made: list[Piece]) -> float:
         """Of a pair's first transfer; its connections stay open."""

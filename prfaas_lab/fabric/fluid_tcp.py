@@ -13,6 +13,10 @@ INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES
 HANDSHAKE_RTTS = 2.0
 """Before a new connection's first payload byte: TCP's, and the transport's own."""
 
+DIAL_RTTS = 3.0
+"""Until a new connection can be used, by who waits for it before anything is computed: TCP's, and two of the
+transport's own."""
+
 
 def goodput(rate_bps: float) -> float:
     """Payload bytes a second of a nominal rate."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from prfaas_lab.errors import LabError, SpecError
 from prfaas_lab.lab.orders import Pace, PacedModel
 from prfaas_lab.model.paced_layout import paced_bytes
-from prfaas_lab.model.profile import Profile, find_profile
+from prfaas_lab.model.profile import Machine, Profile, find_profile
 from prfaas_lab.router import Costs
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.spec.topology import Topology
@@ -24,6 +24,8 @@ class Pacing:
     """Of each datacenter."""
     scale: float
     time_scale: float
+    machine: Machine | None = None
+    """What simulated engines share; None for paced ones, which share nothing."""
 
     @property
     def costs(self) -> Costs:

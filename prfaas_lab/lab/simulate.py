@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill
+from prfaas_lab.engine.cores import Cores
 from prfaas_lab.engine.prefix_cache import pool_of
 from prfaas_lab.engine.sized_cache import SizedCache
 from prfaas_lab.fabric.fluid_network import FluidNetwork
@@ -116,6 +117,8 @@ class _Run:
     route: Route
     pacing: Pacing
     retire: Callable[[Account], None]
+    cores: Cores | None = None
+    """Of the machine that all engines share, if they do."""
 
     async def main(self) -> Ledger:
         ledger = Ledger(asyncio.get_running_loop().time, 0.0, retire=self.retire)
@@ -183,6 +186,8 @@ class _Run:
     def _engines(self, network: FluidNetwork, ledger: Ledger) -> dict[str, Engine]:
         landings, engines = Landings(), {}
         copies = CopyLandings()
+        if self.pacing.machine is not None:
+            self.cores = Cores(self.pacing.machine.cores)
         topology = self.resolved.topology
         for datacenter in topology.datacenters:
             for name, role in topology.engine_names(datacenter).items():
@@ -252,26 +257,32 @@ class _Run:
         def prefill_s(tokens: float, cached_tokens: float) -> float:
             return time_scale * profile.prefill_s(tokens, cached_tokens)
 
+        clock = self.cores.prefill if self.cores else None
         return SimulatedPrefill(
             name,
-            AnalyticPrefill(prefill_s, max_queue=settings.max_queue),
+            AnalyticPrefill(prefill_s, max_queue=settings.max_queue, clock=clock),
             prefill_s=prefill_s,
             model=pacing.model,
             chunk_tokens=settings.chunk,
             network=network,
             landings=landings,
             cache=cache,
+            order_s=pacing.machine.order if pacing.machine else 0.0,
+            clock=clock,
         )
 
     def _decode(
         self, name: str, datacenter: str, landings: Landings, cache: SimulatedCache | None
     ) -> EngineClient:
         profile, time_scale = self.pacing.profiles[datacenter], self.pacing.time_scale
+        machine = self.pacing.machine
         steps = [time_scale * profile.step_s(batch) for batch in range(self._batch(datacenter) + 1)]
         engine = AnalyticDecode(
             lambda batch: steps[int(batch)],
             max_batch=self._batch(datacenter),
             max_queue=self.resolved.scenario.engine.max_queue,
+            restore_s=machine.restore if machine else 0.0,
+            clock=self.cores.decode if self.cores else None,
         )
         return SimulatedDecode(name, engine, landings, cache)
 

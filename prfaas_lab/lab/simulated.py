@@ -13,12 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
+from prfaas_lab.engine.cores import CoreClock
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.fluid_transfer import Transfer
 from prfaas_lab.lab.engines import Ended, EngineClient, OpenOrder, Tell
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask, PacedModel, PrefillOrder
 from prfaas_lab.lab.simulated_cache import SimulatedCache
+from prfaas_lab.lab.simulated_sharing import PartedTransfer
 
 
 class Landings:
@@ -46,10 +48,12 @@ class SimulatedPrefill:
     def __init__(
         self, name: str, engine: AnalyticPrefill, *, prefill_s: Callable[[float, float], float],
         model: PacedModel, chunk_tokens: int, network: FluidNetwork, landings: Landings,
-        cache: SimulatedCache | None = None,
+        cache: SimulatedCache | None = None, order_s: float = 0.0, clock: CoreClock | None = None,
     ) -> None:  # fmt: skip
+        """`order_s`: what an order takes to get to the engine. `clock`: its own, when it shares cores."""
         self.name, self.engine, self.cache = name, engine, cache
-        self.network, self.landings = network, landings
+        self.landings, self._order_s = landings, order_s
+        self._network, self._clock = network, clock
         self._prefill_s, self._model, self._chunk_tokens = prefill_s, model, chunk_tokens
 
     async def state(self) -> dict[str, Any]:
@@ -62,6 +66,23 @@ class SimulatedPrefill:
     def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         assert self.cache is not None, "only caches are copied"
         return self.cache.stages(order)
+
+    def order_takes_s(self, order: PrefillOrder) -> float:
+        """Until an order joins the engine's line."""
+        if not self._order_s:
+            return 0.0
+        return self._order_s + self._network.dial_s(self.name, order.decode_host)
+
+    def send(
+        self, order: PrefillOrder, seconds: float, cached_tokens: int, on_arrived: Callable[[float], None]
+    ) -> Transfer | PartedTransfer:
+        """Send the KVCache of a prompt whose computing, which begins now, takes so many seconds."""
+        size = self.size(order.prompt_tokens - order.held_tokens)
+        pieces = self.pieces(order.prompt_tokens, seconds, size, cached_tokens, order.held_tokens)
+        if self._clock is None:
+            return self._network.send(self.name, order.decode_host, pieces, on_arrived)
+        pair = (self.name, order.decode_host)
+        return PartedTransfer(self._network, self._clock, pair, pieces, on_arrived)
 
     def size(self, tokens: int) -> int:
         """Bytes of a transfer of so many tokens."""
@@ -100,7 +121,7 @@ class _Prefilling(Job):
     """One order of a prefill engine: over when it is computed, and its arrival was acknowledged."""
 
     __slots__ = (
-        "_client", "_computed", "_ended", "_kept", "_last_ack_at", "_order",
+        "_client", "_computed", "_ended", "_kept", "_last_ack_at", "_on_its_way", "_order",
         "_size", "_started_at", "_tell", "_transfer",
     )  # fmt: skip
 
@@ -114,13 +135,28 @@ class _Prefilling(Job):
         self._started_at = 0.0
         self._computed = False
         self._last_ack_at: float | None = None
-        self._transfer: Transfer | None = None
-        client.engine.join(self)
+        self._transfer: Transfer | PartedTransfer | None = None
+        self._on_its_way: asyncio.TimerHandle | None = None
+        if waits_s := client.order_takes_s(order):
+            self._on_its_way = asyncio.get_running_loop().call_later(waits_s, self._join)
+        else:
+            client.engine.join(self)
+
+    def _join(self) -> None:
+        """The order has come to its engine."""
+        self._on_its_way = None
+        try:
+            self._client.engine.join(self)
+        except EngineError as error:
+            self._ended(error)
 
     def cancel(self) -> None:
         if self._transfer is not None:
             self._transfer.cancel()
-        self._client.engine.leave(self)
+        if self._on_its_way is not None:
+            self._on_its_way.cancel()
+        else:
+            self._client.engine.leave(self)
         if self._kept is not None:
             self._kept.sent()
 
@@ -128,11 +164,7 @@ class _Prefilling(Job):
         return self._kept.look() if self._kept else 0
 
     def on_started(self, seconds: float) -> None:
-        client, order = self._client, self._order
-        pieces = client.pieces(
-            order.prompt_tokens, seconds, self._size, self.cached_tokens, order.held_tokens
-        )
-        self._transfer = client.network.send(client.name, order.decode_host, pieces, self._on_arrived)
+        self._transfer = self._client.send(self._order, seconds, self.cached_tokens, self._on_arrived)
 
     def on_computed(self, started_at: float, finished_at: float) -> None:
         self._started_at, self._computed = started_at, True

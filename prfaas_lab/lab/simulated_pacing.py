@@ -43,4 +43,4 @@ def _pacing(resolved: Resolved, profile: Profile) -> Pacing:
         title=profile.model, token_bytes=round(profile.kv_bytes(1)) - state_bytes, state_bytes=state_bytes
     )
     profiles = dict.fromkeys(resolved.topology.datacenters, profile)
-    return Pacing(model=model, profiles=profiles, scale=1.0, time_scale=1.0)
+    return Pacing(model=model, profiles=profiles, scale=1.0, time_scale=1.0, machine=profile.machine)

@@ -128,6 +128,20 @@ class Decode(Spec):
     step: StepCurve
 
 
+class Machine(Spec):
+    """The machine on which a real model was measured: what its engines share there, and what a request takes
+    beside its prefill, its way and its steps. For simulations; paced engines have a core of their own."""
+
+    source: str = Field(min_length=1, description="where the figures come from")
+    cores: Annotated[float, Field(gt=0)] = Field(
+        description="cores for all engines; more that compute at once are slowed alike"
+    )
+    order: Duration = Field(default=0.0, description="from a request to its turn at an idle prefill engine")
+    restore: Duration = Field(
+        default=0.0, description="from its KVCache to its first token, at an idle decode engine"
+    )
+
+
 class Profile(Spec):
     """One engine instance of a kind of hardware, running one model."""
 
@@ -137,6 +151,7 @@ class Profile(Spec):
     prefill: PrefillCurve
     kvcache: CacheCurve
     decode: Decode | None = Field(default=None, description="unset where decoding was never profiled")
+    machine: Machine | None = Field(default=None, description="unset for hardware that engines do not share")
 
     @property
     def bs_max(self) -> int:

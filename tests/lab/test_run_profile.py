@@ -7,14 +7,36 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from prfaas_lab.errors import LabError
 from prfaas_lab.lab.run_profile import profile_of_run
 from prfaas_lab.lab.simulate import Simulation, simulate
-from prfaas_lab.model.profile import find_profile
+from prfaas_lab.model.profile import find_profile, read_profile
 from prfaas_lab.spec.load import load_scenario
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
+
+
+SHARED = """
+hardware: qwen3-next-tiny
+model: qwen3-next-tiny
+gpus: 1
+prefill: {source: a test, knots: [[64, 20ms], [2048, 400ms]]}
+kvcache: {source: a test, knots: [[64, 94208B], [2048, 1110016B]]}
+decode: {bs_max: 8, step: {source: a test, knots: [[1, 8ms], [8, 15ms]]}}
+machine: {source: a test, cores: 1.5, order: 3ms, restore: 4ms}
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its engines shared a core and a half, and waited for each other a good deal."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "profile.yaml").write_text(SHARED)
+    profile = folder / "profile.yaml"
+    simulate(load_scenario(SCENARIOS / "bursty.yaml"), Simulation(out=folder / "run", profile=profile))
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_profile_of_a_run_is_the_one_that_its_engines_kept(run: Path) -> None:
-    shipped, measured = find_profile("qwen3-next-tiny"), profile_of_run(run)
+    shipped, measured = find_profile("qwen3-next-tiny"), profile_of_run(run, 2)
     for tokens in (128, 400, 1000):
         assert measured.prefill_s(tokens) == pytest.approx(shipped.prefill_s(tokens), rel=0.05)
         assert measured.kv_bytes(tokens) == pytest.approx(shipped.kv_bytes(tokens))
@@ -35,12 +57,52 @@ def test_the_profile_of_a_run_is_the_one_that_its_engines_kept(run: Path) -> Non
     assert measured.bs_max == 8
 
 
+def test_what_engines_waited_for_each_other_is_no_part_of_the_profile(shared: Path) -> None:
+    kept, measured = read_profile(SHARED, "a test"), profile_of_run(shared, 1.5)
+    for tokens in (100, 400, 1000):
+        assert measured.prefill_s(tokens) == pytest.approx(kept.prefill_s(tokens), rel=0.03)
+    for batch in (1, 3):
+        assert measured.step_s(batch) == pytest.approx(kept.step_s(batch), rel=0.1)
+    assert measured.machine is not None
+    assert measured.machine.cores == 1.5
+    assert measured.machine.order == pytest.approx(3e-3, rel=0.1)
+    assert measured.machine.restore == pytest.approx(4e-3, rel=0.2)
+
+
+def test_on_more_cores_the_same_run_tells_of_slower_engines(shared: Path) -> None:
+    """What was not for want of a core was the engine's own."""
+    assert profile_of_run(shared, 3).prefill_s(1000) > 1.05 * profile_of_run(shared, 1.5).prefill_s(1000)
+
+
+def test_the_profile_of_a_run_simulates_it_as_it_was(shared: Path, tmp_path: Path) -> None:
+    text = yaml.safe_dump(profile_of_run(shared, 1.5).model_dump(mode="json"))
+    (tmp_path / "own.yaml").write_text(text)
+    again = simulate(load_scenario(SCENARIOS / "bursty.yaml"), Simulation(profile=tmp_path / "own.yaml"))
+    first = msgspec.json.decode((shared / "summary.json").read_bytes())
+    for measure in ("mean_ttft_ms", "median_ttft_ms", "p90_ttft_ms", "mean_tpot_ms"):
+        assert again[measure] == pytest.approx(first[measure], rel=0.05)
+
+
+def test_the_curve_goes_through_the_mean_of_prefills_that_vary(run: Path, tmp_path: Path) -> None:
+    """Not below it, as it would if errors were shares of what was measured."""
+    rows = [msgspec.json.decode(line) for line in (run / "requests.jsonl").read_bytes().splitlines()]
+    for number, row in enumerate(rows):
+        took_s = row["prefill_finished_s"] - row["prefill_started_s"]
+        row["prefill_finished_s"] = row["prefill_started_s"] + took_s * (0.5 if number % 2 else 1.5)
+    (tmp_path / "requests.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
+    shutil.copy(run / "scenario.yaml", tmp_path)
+    profile = profile_of_run(tmp_path, 99)
+    reckoned = sum(profile.prefill_s(row["prompt_tokens"]) for row in rows)
+    took = sum(row["prefill_finished_s"] - row["prefill_started_s"] for row in rows)
+    assert reckoned == pytest.approx(took, rel=0.05)
+
+
 def test_a_paced_run_and_no_run_are_told_so(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no such file"):
-        profile_of_run(tmp_path)
+        profile_of_run(tmp_path, 2)
     simulate(load_scenario(SCENARIOS / "surge.yaml"), Simulation(out=tmp_path))
     with pytest.raises(LabError, match="paced"):
-        profile_of_run(tmp_path)
+        profile_of_run(tmp_path, 2)
 
 
 def test_answers_of_one_token_say_nothing_of_steps(run: Path, tmp_path: Path) -> None:
@@ -51,7 +113,7 @@ def test_answers_of_one_token_say_nothing_of_steps(run: Path, tmp_path: Path) ->
     (tmp_path / "requests.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, short)))
     shutil.copy(run / "scenario.yaml", tmp_path)
     with pytest.raises(LabError, match="0 answers had several tokens"):
-        profile_of_run(tmp_path)
+        profile_of_run(tmp_path, 2)
 
 
 def test_who_was_served_from_a_cache_still_decodes_beside_others(run: Path, tmp_path: Path) -> None:
@@ -59,4 +121,4 @@ def test_who_was_served_from_a_cache_still_decodes_beside_others(run: Path, tmp_
     cached = [row | {"cached_tokens": 128 * (number % 2)} for number, row in enumerate(rows)]
     (tmp_path / "requests.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, cached)))
     shutil.copy(run / "scenario.yaml", tmp_path)
-    assert profile_of_run(tmp_path).decoding().step.knots == profile_of_run(run).decoding().step.knots
+    assert profile_of_run(tmp_path, 2).decoding().step.knots == profile_of_run(run, 2).decoding().step.knots

@@ -133,3 +133,12 @@ def test_the_paper_s_hybrid_has_fixed_state_and_a_linear_rest():
     assert profile.kv_bytes(0) == pytest.approx(172 * MIB, rel=0.02)
     per_1024 = (profile.kv_bytes(131072) - profile.kv_bytes(32768)) / 96
     assert per_1024 == pytest.approx(16.74 * MIB, rel=0.01)
+
+
+def test_a_machine_is_read_where_a_profile_has_one():
+    assert read_profile(GOOD, "lab.yaml").machine is None
+    machine = read_profile(GOOD + "machine: {source: a test, cores: 1.8, restore: 3ms}\n", "lab.yaml").machine
+    assert machine is not None
+    assert (machine.cores, machine.order, machine.restore) == (1.8, 0.0, 0.003)
+    with pytest.raises(SpecError, match="cores"):
+        read_profile(GOOD + "machine: {source: a test, cores: 0}\n", "lab.yaml")
