@@ -311,7 +311,7 @@ async def test_without_a_codec_wire_and_payload_are_the_same():
 @pytest.mark.parametrize("codec", [ZSTD, INT8], ids=["zstd", "int8"])
 async def test_compressed_transfers_survive_connections_that_keep_dying(codec):
     caches = {f"t{n}": Cache(300) for n in range(3)}
-    limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5)
+    limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5, first_byte_timeout_s=5)
     async with pair(limits, codec=codec) as link, asyncio.TaskGroup() as group:
 
         async def kill() -> int:

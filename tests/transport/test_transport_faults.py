@@ -27,7 +27,7 @@ async def _kill_one_after_another(link, dead: asyncio.Event, every_s: float) -> 
 
 async def test_transfers_survive_connections_that_keep_dying():
     payloads = {f"t{n}": Payload((3_000_000, 65536, 65536, 10), seed=n) for n in range(12)}
-    limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5)
+    limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5, first_byte_timeout_s=5)
     async with pair(limits) as link, asyncio.TaskGroup() as group:
         over = asyncio.Event()
         killing = group.create_task(_kill_one_after_another(link, over, 0.002))
@@ -83,7 +83,7 @@ async def test_a_sender_that_dies_for_good_is_lost_on_the_receivers_side():
 @pytest.mark.parametrize(("stream_timeout_s", "dropped"), [(0.2, True), (30, False)])
 async def test_a_connection_that_hangs_is_overtaken_and_in_time_dropped(stream_timeout_s, dropped):
     payload = Payload((8_000_000,))
-    limits = replace(FAST, progress_timeout_s=5, stream_timeout_s=stream_timeout_s)
+    limits = replace(FAST, progress_timeout_s=5, first_byte_timeout_s=5, stream_timeout_s=stream_timeout_s)
     async with pair(limits) as link, asyncio.timeout(3):
         _, outgoing = await begin(link, Payload((1,)), "first")
         await outgoing.finish()
@@ -103,7 +103,8 @@ async def test_a_connection_that_hangs_is_overtaken_and_in_time_dropped(stream_t
 
 async def test_of_two_copies_of_a_frame_the_first_counts_and_the_slow_one_writes_nothing():
     payload = Payload((1_000_000,))
-    async with pair(replace(FAST, progress_timeout_s=5, stream_timeout_s=30)) as link:
+    limits = replace(FAST, first_byte_timeout_s=5, progress_timeout_s=5, stream_timeout_s=30)
+    async with pair(limits) as link:
         _, outgoing = await begin(link, Payload((1,)), "first")
         await outgoing.finish()
         await all_connected(link, FAST.connections)
@@ -125,7 +126,7 @@ async def test_of_two_copies_of_a_frame_the_first_counts_and_the_slow_one_writes
 @pytest.mark.parametrize("policy", ["fifo", "shortest", "weighted"])
 async def test_the_policy_decides_who_is_done_first(policy):
     sizes = {"long": 6_000_000, "short": 200_000}
-    limits = replace(FAST, policy=policy, window_bytes=500_000, progress_timeout_s=5)
+    limits = replace(FAST, policy=policy, window_bytes=500_000, progress_timeout_s=5, first_byte_timeout_s=5)
     order: list[str] = []
     async with pair(limits) as link:
         link.receiver.pause()
