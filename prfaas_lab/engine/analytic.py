@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 
 from prfaas_lab.engine.cores import Clock, Timer
 from prfaas_lab.engine.stats import EngineStats
@@ -20,15 +22,20 @@ _HAIR = 1e-6
 """Share of a step by which rounding may miss its end."""
 
 
+_SINCE = attrgetter("since")
+
+
 class Job:
     """A prompt in a prefill engine, which calls it as things happen."""
 
-    __slots__ = ("cached_tokens", "gone", "tokens")
+    __slots__ = ("cached_tokens", "gone", "since", "tokens")
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, since: float | None = None) -> None:
+        """`since`: when it came in line before it was withdrawn, here or at another engine."""
         self.tokens, self.cached_tokens = tokens, 0
         self.gone = False
         """It is computed, or was given up."""
+        self.since = since
 
     def find_cached(self) -> int:
         """It is its turn: how many of its tokens need no computing."""
@@ -75,7 +82,10 @@ class AnalyticPrefill:
         """Into the line, or to work at once. Raises EngineError when the queue is full."""
         if self._running is None:
             self._start(job)
+        elif job.since is not None:  # it was let in before, so that no limit keeps it out
+            self._queue.insert(bisect(self._queue, job.since, key=_SINCE), job)
         elif (queued := len(self._queue) - self._given_up) < self._max_queue:
+            job.since = self._loop.time()
             self._queue.append(job)
         else:
             raise EngineError(
@@ -93,6 +103,13 @@ class AnalyticPrefill:
             self._turn_to_next()
         else:
             self._given_up += 1
+
+    def withdraw(self, job: Job) -> bool:
+        """Give a prompt up if it waits; whether it did."""
+        if job.gone or job is self._running:
+            return False
+        self.leave(job)
+        return True
 
     def _start(self, job: Job) -> None:
         job.cached_tokens = job.find_cached()

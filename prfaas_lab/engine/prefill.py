@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prfaas_lab.engine.computed import Computed
 from prfaas_lab.engine.executor import Emit, PrefillExecutor
 from prfaas_lab.engine.kept import Segment
+from prfaas_lab.engine.line import Line
 from prfaas_lab.engine.prefix_cache import Found, PrefixCache
 from prfaas_lab.engine.stats import BusyMeter, EngineStats
 from prfaas_lab.errors import EngineError
@@ -25,6 +26,9 @@ class PrefillJob:
     """Token ids; a paced engine only reads how many there are."""
     sampling: Sampling = GREEDY
     blocks: Prompt | None = None
+    since: float | None = None
+    """On the engine's clock, when it came in line before it was withdrawn (here, or at another engine that
+    reads the same clock); None: it comes now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,8 @@ class PrefillResult:
 
 
 class PrefillEngine:
-    """First come, first served. Close it with `async with`; cancel a job by cancelling its `run`."""
+    """First come, first served. Close it with `async with`; cancel a job by cancelling its `run`, or
+    `withdraw` it as long as it waits."""
 
     def __init__(
         self,
@@ -53,8 +58,7 @@ class PrefillEngine:
         cache: PrefixCache | None = None,
     ) -> None:
         self._executor, self._max_queue, self._clock, self.cache = executor, max_queue, clock, cache
-        self._turn = asyncio.Lock()
-        self._queued = 0
+        self._line = Line()
         self._busy = BusyMeter(clock)
         self._tokens = 0
         self._closed = False
@@ -69,7 +73,7 @@ class PrefillEngine:
     @property
     def stats(self) -> EngineStats:
         return EngineStats(
-            queued=self._queued,
+            queued=len(self._line),
             running=int(self._busy.running),
             busy_s=self._busy.total_s,
             tokens_total=self._tokens,
@@ -81,23 +85,25 @@ class PrefillEngine:
         """Wait for the engine, then compute the prompt. `emit` gets each segment as it is ready.
 
         `emit` must not block; what it does not send at once it holds, at most one request's KVCache.
-        Raises `EngineError` when the queue is full or the engine closed, and whatever `emit` raised.
+        Raises `EngineError` when the queue is full or the engine closed, `Withdrawn` when it was withdrawn,
+        and whatever `emit` raised. A job that comes back is let in though the queue is full.
         """
-        if self._closed or self._queued >= self._max_queue:
-            state = "is closed" if self._closed else f"has {self._queued} prompts waiting"
+        queued = len(self._line)
+        if self._closed or (queued >= self._max_queue and job.since is None):
+            state = "is closed" if self._closed else f"has {queued} prompts waiting"
             raise EngineError(
                 f"the prefill engine {state}", where=job.request_id, remedy="send fewer requests"
             )
-        self._queued += 1
         arrived_at = asyncio.get_running_loop().time()
-        try:
-            await self._turn.acquire()
-        finally:
-            self._queued -= 1
+        await self._line.turn(job.request_id, self._clock() if job.since is None else job.since)
         try:
             return await self._compute(job, emit, on_started, arrived_at)
         finally:
-            self._turn.release()
+            self._line.done()
+
+    def withdraw(self, request_id: str) -> None:
+        """A job that waits leaves: its `run` raises `Withdrawn`. One that has begun goes on."""
+        self._line.withdraw(request_id)
 
     async def _compute(
         self, job: PrefillJob, emit: Emit, on_started: Callable[[], None], arrived_at: float

@@ -40,6 +40,15 @@ class BothEnds:
         self._orders[path].cancel()
         self._ended(None)
 
+    def withdraw(self, path: str) -> None:
+        """Ask for one of them back, if it was given (OpenOrder.withdraw)."""
+        if path in self._orders:
+            self._orders[path].withdraw()
+
+    def give_up(self, path: str) -> None:
+        """One of them will be given anew."""
+        self._orders.pop(path).cancel()
+
     def cancel(self) -> None:
         """Give up what still goes on."""
         for order in self._orders.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -10,7 +11,7 @@ from pydantic_core import to_json
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.engines import Ended, OpenOrder, Tell
-from prfaas_lab.lab.orders import EngineTask
+from prfaas_lab.lab.orders import EngineTask, PrefillOrder, WithdrawOrder
 from prfaas_lab.lab.stages import Followed, read_stages
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
@@ -36,7 +37,12 @@ class ControlClient:
         await self._session.close()
 
     def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
-        return self._followed.follow(self.stages(path, order), tell, ended)
+        withdraw = partial(self._withdraw, path, order)
+        return self._followed.follow(self.stages(path, order), tell, ended, withdraw)
+
+    async def _withdraw(self, path: str, order: EngineTask) -> None:
+        if isinstance(order, PrefillOrder):
+            await self.ask(f"{path}/withdraw", WithdrawOrder(request_id=order.request_id))
 
     async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         body = to_json(order)

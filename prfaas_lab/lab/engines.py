@@ -21,6 +21,11 @@ class OpenOrder(Protocol):
         """Give it up. Nothing is told of it from now on; once it has ended this does nothing."""
         ...
 
+    def withdraw(self) -> object:
+        """Ask for a prompt back that waits for its prefill. If it still does, then or a little later, its
+        stage `withdrawn` tells `since` when: whoever is told that cancels the order. All else goes on."""
+        ...
+
 
 class EngineClient(Protocol):
     """How a service asks an engine: over a socket, or in the same process when simulated."""

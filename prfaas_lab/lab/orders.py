@@ -153,6 +153,15 @@ class PrefillOrder:
     """How much of the growing cache the decode engine holds already."""
     tell_all: bool = False
     """News of the prefix cache in full, since some was lost."""
+    since: float | None = None
+    """What its stage `withdrawn` said, if it comes back to its place in line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawOrder:
+    """Give a prompt back that waits for its prefill. The stages of its own order tell whether it did."""
+
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,5 +203,5 @@ class VerifyOrder(Spec):
     tokens: tuple[int, ...]
 
 
-EngineTask = PrefillOrder | DecodeOrder | ReceiveCopy | SendCopy | VerifyOrder
+EngineTask = PrefillOrder | WithdrawOrder | DecodeOrder | ReceiveCopy | SendCopy | VerifyOrder
 """What a process that runs is asked to do."""

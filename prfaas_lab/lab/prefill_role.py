@@ -11,6 +11,7 @@ from aiohttp import web
 from pydantic import TypeAdapter
 
 from prfaas_lab.engine.executor import Emit
+from prfaas_lab.engine.line import Withdrawn
 from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.stats import EngineStats
 from prfaas_lab.lab.cache_news import news_of
@@ -18,12 +19,12 @@ from prfaas_lab.lab.cache_ports import CachePorts
 from prfaas_lab.lab.egress import told
 from prfaas_lab.lab.engine_parts import cache_of, end_of
 from prfaas_lab.lab.executors import prefill_executor
-from prfaas_lab.lab.orders import HANDOVER_BYTES, EngineOrder, PrefillOrder, handover_key
+from prfaas_lab.lab.orders import HANDOVER_BYTES, EngineOrder, PrefillOrder, WithdrawOrder, handover_key
 from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport import KVReceiver, KVSender
 
-_ORDER = TypeAdapter(PrefillOrder)
+_ORDER, _WITHDRAW_ORDER = TypeAdapter(PrefillOrder), TypeAdapter(WithdrawOrder)
 
 
 class PrefillRole:
@@ -47,6 +48,7 @@ class PrefillRole:
         return [
             web.get("/state", self._state),
             web.post("/prefill", self._prefill),
+            web.post("/prefill/withdraw", self._withdraw),
             *await self._copies(stack),
         ]
 
@@ -75,7 +77,11 @@ class PrefillRole:
                 blocks = order.blocks.prompt() if order.blocks else None
                 prompt = order.prompt or range(order.prompt_tokens)
                 job = PrefillJob(
-                    request_id=order.request_id, prompt=prompt, sampling=order.sampling, blocks=blocks
+                    request_id=order.request_id,
+                    prompt=prompt,
+                    sampling=order.sampling,
+                    blocks=blocks,
+                    since=order.since,
                 )
                 result = await self._engine.run(job, self._beyond(order.held_tokens, outgoing.send))
                 token = result.first_token.to_bytes(HANDOVER_BYTES, "little")
@@ -92,11 +98,19 @@ class PrefillRole:
                     if self._cache is not None:
                         await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
                     sent = await outgoing.finish()
+            except Withdrawn as withdrawn:
+                outgoing.withdraw()
+                await stages.say("withdrawn", since=withdrawn.since)
+                return stages.response
             except BaseException:
                 outgoing.cancel()
                 raise
             await stages.say("sent", **asdict(sent))
         return stages.response
+
+    async def _withdraw(self, http: web.Request) -> web.Response:
+        self._engine.withdraw(_WITHDRAW_ORDER.validate_json(await http.read()).request_id)
+        return web.json_response({})
 
     def _in_transit(self, result: PrefillResult) -> AbstractContextManager[object]:
         """Within, the tail of a prefill counts against the cache's budget: until its receiver has it."""

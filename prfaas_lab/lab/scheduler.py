@@ -202,6 +202,7 @@ class Scheduler:
             while engine.orders and engine.alive:
                 if self._ledger.now() - began_s > self._window_s:
                     return f"{engine.name} did not drain"
+                self._service.relieve(engine)
                 await asyncio.sleep(self._short_s)
             drained_s = self._ledger.now()
             await asyncio.sleep(self._switch_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -64,6 +65,9 @@ class _Flight(Struct):
     received: dict[str, Any] = {}
     hold: Hold | None = None
     """At its prefill engine."""
+    decode_hold: Hold | None = None
+    since: float | None = None
+    """When it came in line for its prefill, where it has been moved since."""
 
 
 class Service:
@@ -104,6 +108,7 @@ class Service:
         self._sent_bytes = self._wire_bytes = 0
         self._wire_share = 1.0
         self._expected_bytes, self._ledger, self._sends_ids = expected_bytes, ledger, sends_ids
+        self._flights: dict[str, _Flight] = {}
 
     async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
@@ -157,6 +162,54 @@ class Service:
             )
         return self._view
 
+    def relieve(self, engine: Engine) -> None:
+        """Move what an engine that drains has in hand, and whose prefill has not begun, to the engine of its
+        role and datacenter that has least. Now, or when its prefill engine has given it back: ask again
+        until there is none."""
+        if self.view().idlest(engine.role, engine.datacenter) is None:
+            return
+        for flight in list(self._flights.values()):
+            placed = flight.placement
+            if flight.stage == "prefill" and placed and engine.name in (placed.prefill, placed.decode):
+                flight.ends.withdraw("/prefill")
+
+    def _move(self, flight: _Flight) -> None:
+        """Its prompt was given back: to other engines with it, where those that it was placed on drain. Its
+        memory is reserved first, and it keeps its place in line."""
+        before, view = flight.placement, self.view()
+        assert before is not None, "it was placed"
+        assert flight.hold is not None, "at one engine"
+        assert flight.decode_hold is not None, "and at another"
+        if self.caches is not None and flight.prompt is not None:
+            view = self.caches.matched(view, flight.prompt)
+        prefill, decode = self._instead(before.prefill, view), self._instead(before.decode, view)
+        placement = flight.placement = replace(before, prefill=prefill, decode=decode, copy_from=None)
+        if placement != before:
+            self._ledger.record(
+                ev.RequestMoved(
+                    at_s=self._ledger.now(), request_id=flight.request.id, prefill=prefill, decode=decode
+                )
+            )
+        if prefill != before.prefill:
+            flight.hold.release()
+            flight.hold = self._prefill_hold(flight, placement)
+        if decode == before.decode:
+            self._begin_prefill(flight, placement)
+            return
+        flight.ends.give_up("/decode")
+        flight.decode_hold.release()
+        flight.decode_hold = Hold(self._engines[decode], flight.request.id)
+        if flight.way is not None:
+            self.committed[flight.way] += self._held(flight)
+        flight.held_tokens, flight.stage = 0, "reserve"
+        self._begin_decode(flight, self._engines[decode])
+
+    def _instead(self, name: str, view: View) -> str:
+        """The engine itself, unless it drains and there is another."""
+        engine = self._engines[name]
+        other = view.idlest(engine.role, engine.datacenter) if engine.draining else None
+        return other.name if other is not None else name
+
     def _place(self, request: Request, prompt: Prompt | None) -> Placement:
         plan, ledger, view = self.plan, self._ledger, self.view()
         if self.caches is not None and prompt is not None:
@@ -192,15 +245,18 @@ class Service:
         if placement.offloaded:
             flight.way = prefill.datacenter, decode.datacenter
             self.committed[flight.way] += flight.expected_bytes
-        decode_hold, prefill_s = Hold(decode, request.id), self._prefill_s(request, placement)
-        flight.hold = Hold(prefill, request.id, placement.uncached_tokens, prefill_s)
+        flight.decode_hold = Hold(decode, request.id)
+        flight.hold = self._prefill_hold(flight, placement)
+        self._flights[request.id] = flight
         try:
             await self._both_ends(flight, placement)
         finally:
+            del self._flights[request.id]
             flight.ends.cancel()
             flight.hold.release()
-            decode_hold.release()
+            flight.decode_hold.release()
             self._crossed(flight)
+        placement = flight.placement or placement
         self._hand_over(flight, placement)
         if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
             raise EngineError(
@@ -219,12 +275,13 @@ class Service:
             return 0
         return self._expected_bytes(flight.held_tokens) - self._expected_bytes(0)
 
-    def _prefill_s(self, request: Request, placement: Placement) -> float:
-        """What the profile says that its prefill takes; 0 when there is none."""
-        if self._costs is None:
-            return 0.0
-        datacenter, tokens = self._engines[placement.prefill].datacenter, request.prompt_tokens
-        return self._costs.prefill_s(datacenter, tokens, tokens - placement.uncached_tokens)
+    def _prefill_hold(self, flight: _Flight, placement: Placement) -> Hold:
+        """With what the profile says that its prefill takes; 0 when there is none."""
+        engine, tokens, prefill_s = self._engines[placement.prefill], flight.request.prompt_tokens, 0.0
+        if self._costs is not None:
+            cached_tokens = tokens - placement.uncached_tokens
+            prefill_s = self._costs.prefill_s(engine.datacenter, tokens, cached_tokens)
+        return Hold(engine, flight.request.id, placement.uncached_tokens, prefill_s)
 
     async def _both_ends(self, flight: _Flight, placement: Placement) -> None:
         flight.stage = "reserve"
@@ -237,7 +294,6 @@ class Service:
             reason = f"{flight.request.id} resumes from it"
             await self.copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
         if not ends.over.done():
-            flight.stage = "prefill"
             self._begin_prefill(flight, placement)
         await ends.over
 
@@ -261,7 +317,10 @@ class Service:
                 flight.held_tokens = stage.get("held_tokens", 0)
                 if flight.way is not None:
                     self.committed[flight.way] -= self._held(flight)
-                flight.reserved.set_result(None)
+                if flight.placement and flight.since is not None:
+                    self._begin_prefill(flight, flight.placement)
+                else:
+                    flight.reserved.set_result(None)
             case "received":
                 flight.stage, flight.received = "restore", stage
                 self._crossed(flight)
@@ -272,6 +331,7 @@ class Service:
                 self._learn(engine, "decode", stage)
 
     def _begin_prefill(self, flight: _Flight, placement: Placement) -> None:
+        flight.stage = "prefill"
         request, engine = flight.request, self._engines[placement.prefill]
         host, port = self._network.data_address(placement.prefill, placement.decode)
         order = PrefillOrder(
@@ -283,6 +343,7 @@ class Service:
             decode_port=port,
             sampling=request.sampling,
             held_tokens=flight.held_tokens,
+            since=flight.since,
             **self._about_cache(flight, engine),
         )
         flight.ends.begin(engine.client, "/prefill", order, partial(self._of_prefill, flight, engine))
@@ -296,6 +357,11 @@ class Service:
                 self._record_prefill(flight.request, engine, stage)
                 if not flight.received:
                     flight.stage = "transfer"
+            case "withdrawn":
+                flight.ends.give_up("/prefill")
+                flight.since = stage["since"]
+                if not flight.ends.over.done():
+                    self._move(flight)
             case "sent":
                 flight.sent = stage
                 hold.release()

@@ -126,7 +126,7 @@ class _Prefilling(Job):
     )  # fmt: skip
 
     def __init__(self, client: SimulatedPrefill, order: PrefillOrder, tell: Tell, ended: Ended) -> None:
-        super().__init__(order.prompt_tokens)
+        super().__init__(order.prompt_tokens, order.since)
         self._client, self._order, self._tell, self._ended = client, order, tell, ended
         self._size = client.size(order.prompt_tokens - order.held_tokens)
         self._kept = None
@@ -159,6 +159,10 @@ class _Prefilling(Job):
             self._client.engine.leave(self)
         if self._kept is not None:
             self._kept.sent()
+
+    def withdraw(self) -> None:
+        if self._client.engine.withdraw(self):
+            self._tell({"stage": "withdrawn", "since": self.since})
 
     def find_cached(self) -> int:
         return self._kept.look() if self._kept else 0
@@ -257,6 +261,9 @@ class _Decoding(Sequence):
         if self._open:
             self._close()
             self._client.engine.leave(self)
+
+    def withdraw(self) -> None:
+        """It is no prompt that waits."""
 
     def _close(self) -> None:
         self._open = False

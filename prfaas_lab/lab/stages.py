@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any
 
@@ -67,6 +67,10 @@ async def read_stages(response: aiohttp.ClientResponse, engine: str) -> AsyncIte
     raise EngineError("went away in the middle of an order", where=engine)
 
 
+Ask = Callable[[], Awaitable[object]]
+_Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
 class Followed:
     """Orders whose stages come over a stream, told on to whoever gave them. Close it: that gives up those
     that still go on."""
@@ -74,12 +78,17 @@ class Followed:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def follow(self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended) -> OpenOrder:
-        """See EngineClient.begin."""
-        order = _Followed(stages, tell, ended)
-        self._tasks.add(order.task)
-        order.task.add_done_callback(self._tasks.discard)
-        return order
+    def follow(
+        self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended, withdraw: Ask
+    ) -> OpenOrder:
+        """See EngineClient.begin. `withdraw` asks for the order back."""
+        return _Followed(self._start, stages, tell, ended, withdraw)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -90,14 +99,27 @@ class Followed:
 class _Followed:
     """One of them. Whatever goes wrong is told, so that its task never fails."""
 
-    def __init__(self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended) -> None:
-        self._stages, self._tell, self._ended = stages, tell, ended
+    def __init__(
+        self, start: _Start, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended,
+        withdraw: Ask,
+    ) -> None:  # fmt: skip
+        self._start, self._stages, self._tell, self._ended = start, stages, tell, ended
+        self._withdraw = withdraw
         self._given_up = False
-        self.task = asyncio.get_running_loop().create_task(self._follow())
+        self._following = start(self._follow())
+        self._asking: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
         self._given_up = True
-        self.task.cancel()
+        self._following.cancel()
+
+    def withdraw(self) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = self._start(self._ask())
+
+    async def _ask(self) -> None:
+        with suppress(EngineError):  # an engine that is gone ends the order itself
+            await self._withdraw()
 
     async def _follow(self) -> None:
         try:

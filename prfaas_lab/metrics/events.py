@@ -93,6 +93,14 @@ class RequestRouted(RequestEvent, frozen=True, kw_only=True):
     """(datacenter, tokens) of each that was thought to hold the beginning of the prompt."""
 
 
+class RequestMoved(RequestEvent, frozen=True, kw_only=True):
+    """Before its prefill began it was given to other engines, since one of those it had been placed on is to
+    change its role."""
+
+    prefill: str
+    decode: str
+
+
 class PrefillStarted(RequestEvent, frozen=True, kw_only=True):
     engine: str
 

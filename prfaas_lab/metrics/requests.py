@@ -113,6 +113,10 @@ def _routed(record: RequestRecord, event: ev.RequestRouted) -> None:
     record.reason = event.reason
 
 
+def _moved(record: RequestRecord, event: ev.RequestMoved) -> None:
+    record.prefill, record.decode = event.prefill, event.decode
+
+
 def _prefill_started(record: RequestRecord, event: ev.PrefillStarted) -> None:
     record.prefill_started_s = event.at_s
 
@@ -168,6 +172,7 @@ def _verified(record: RequestRecord, event: ev.RequestVerified) -> None:
 FOLDS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
     ev.RequestSubmitted: _submitted,
     ev.RequestRouted: _routed,
+    ev.RequestMoved: _moved,
     ev.PrefillStarted: _prefill_started,
     ev.PrefillFinished: _prefill_finished,
     ev.TransferStarted: _transfer_started,

@@ -266,6 +266,7 @@ class Tally:
 _FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
     ev.RequestSubmitted: Tally._submitted,
     ev.RequestRouted: Tally._routed,
+    ev.RequestMoved: Tally._stamp,
     ev.PrefillStarted: Tally._stamp,
     ev.PrefillFinished: Tally._prefilled,
     ev.TransferStarted: Tally._stamp,

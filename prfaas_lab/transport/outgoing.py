@@ -136,6 +136,12 @@ class Outgoing:
             TransferCancelled(f"transfer {self.transfer_id} was cancelled by its sender"), tell_peer=True
         )
 
+    def withdraw(self) -> None:
+        """Nothing was sent, nor will be from here. The receiver is not told: it may get the transfer from
+        somebody else."""
+        assert not self.payload_bytes, "some of it was sent"
+        self._end(TransferCancelled(f"transfer {self.transfer_id} was withdrawn"), tell_peer=False)
+
     # -- what its connections call -------------------------------------------------------------
 
     @property
