@@ -22,8 +22,8 @@ def at(at_s: float, work: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
 
 
 class AwaitedJob(Job):
-    def __init__(self, tokens: int) -> None:
-        super().__init__(tokens)
+    def __init__(self, tokens: int, since: float | None = None) -> None:
+        super().__init__(tokens, since)
         self.times: asyncio.Future[tuple[float, float]] = asyncio.get_running_loop().create_future()
 
     def on_computed(self, started_at: float, finished_at: float) -> None:
@@ -164,3 +164,24 @@ def test_tokens_and_busy_time_add_up() -> None:
     tokens, busy_s = run_virtual(main())
     assert tokens == sum(range(1, 21))
     assert busy_s == pytest.approx(0.5 * round(busy_s / 0.5))
+
+
+def test_a_waiting_prompt_is_given_back_and_returns_to_its_place_here_or_elsewhere() -> None:
+    async def run() -> list[tuple[float, float]]:
+        engine, other = (AnalyticPrefill(lambda tokens, cached: tokens, max_queue=2) for _ in range(2))
+        jobs = [AwaitedJob(tokens) for tokens in (10, 1, 2)]
+        for job in jobs:
+            engine.join(job)
+            await asyncio.sleep(1.0)
+        assert [engine.withdraw(job) for job in jobs] == [False, True, True]
+        assert engine.withdraw(jobs[1]) is False
+        assert engine.stats.queued == 0
+        for each in (engine, other):
+            for tokens in (20, 4):  # later in line; the first engine's is full with them
+                each.join(AwaitedJob(tokens))
+        back = [AwaitedJob(job.tokens, job.since) for job in jobs[1:]]
+        other.join(back[0])
+        engine.join(back[1])
+        return [await job.times for job in back]
+
+    assert run_virtual(run()) == [(23.0, 24.0), (10.0, 12.0)]

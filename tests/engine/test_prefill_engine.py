@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
 
 import pytest
 from fake_executors import LAYOUT, Clock, FakePrefill
 
-from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob
+from prfaas_lab.engine.line import Line, Withdrawn
+from prfaas_lab.engine.prefill import PrefillEngine, PrefillJob, PrefillResult
 from prfaas_lab.engine.prefix_cache import PrefixCache
 from prfaas_lab.errors import EngineError
 from prfaas_lab.kvcache import hash_prompt
@@ -21,6 +24,13 @@ def job(number: int, tokens: int = 100) -> PrefillJob:
 
 def ignore(key: SegmentKey, segment: memoryview) -> None:
     pass
+
+
+async def outcome(result: Awaitable[PrefillResult]) -> PrefillResult | Exception:
+    try:
+        return await result
+    except Exception as error:
+        return error
 
 
 async def settle() -> None:
@@ -93,6 +103,60 @@ async def test_whoever_stops_waiting_gives_up_the_place_in_the_line() -> None:
         assert engine.stats.queued == 1
         executor.proceed.set()
     assert executor.order == [0, 2]
+
+
+async def test_a_prompt_that_was_withdrawn_comes_back_to_its_place_even_before_a_full_queue() -> None:
+    executor = FakePrefill(Clock())
+    clock = Clock()
+    async with PrefillEngine(executor, max_queue=3, clock=clock) as engine, asyncio.TaskGroup() as group:
+        waiting = {}
+        for number in range(4):
+            clock.now = float(number)
+            waiting[number] = group.create_task(outcome(engine.run(job(number), ignore)))
+            await settle()
+        engine.withdraw("r2")
+        left = await waiting[2]
+        assert isinstance(left, Withdrawn)
+        assert left.since == 2.0
+        assert engine.stats.queued == 2
+        clock.now = 9.0
+        group.create_task(engine.run(job(4), ignore))
+        await settle()
+        group.create_task(engine.run(replace(job(2), since=left.since), ignore))
+        await settle()
+        assert engine.stats.queued == 4
+        executor.proceed.set()
+    assert executor.order == [0, 1, 2, 3, 4]
+
+
+async def test_a_prompt_that_has_begun_or_never_came_is_not_withdrawn() -> None:
+    executor = FakePrefill(Clock())
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine:
+        running = asyncio.ensure_future(engine.run(job(0), ignore))
+        await settle()
+        engine.withdraw("r0")
+        engine.withdraw("r1")
+        executor.proceed.set()
+        assert (await running).first_token == 100
+        assert (await engine.run(job(1), ignore)).first_token == 100
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+async def test_who_is_cancelled_as_the_turn_comes_passes_it_on(withdrawn: bool) -> None:
+    line = Line()
+    await line.turn("a", 0.0)
+    second, third = (asyncio.ensure_future(line.turn(name, at)) for name, at in (("b", 1.0), ("c", 2.0)))
+    await settle()
+    if withdrawn:
+        line.withdraw("b")
+    line.done()
+    second.cancel()
+    await settle()
+    assert second.done()
+    assert third.done()
+    assert len(line) == 0
+    line.done()
+    await line.turn("d", 3.0)
 
 
 async def test_a_running_prompt_that_is_cancelled_lets_the_next_one_run() -> None:

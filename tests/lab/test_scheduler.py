@@ -157,7 +157,7 @@ class Deployment:
         self.ledger = Ledger(asyncio.get_running_loop().time, 0.0)
         self.told: list[Event] = []
         self.ledger.subscribe(self.told.append)
-        self.service = SimpleNamespace(plan=Plan(threshold_tokens=19_400))
+        self.service = SimpleNamespace(plan=Plan(threshold_tokens=19_400), relieve=lambda engine: None)
         self.scheduler = Scheduler(resolved, self.service, self.engines, self.ledger)  # type: ignore[arg-type]
         self.setting = Setting(
             fleet=fleet_of(resolved.topology), prompts=law_of(CASE_PROMPT), output_tokens=64, mode="exact"

@@ -36,7 +36,10 @@ class ScriptedEngines:
         self.followed = Followed()
 
     def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
-        return self.followed.follow(self.stages(path, order), tell, ended)
+        return self.followed.follow(self.stages(path, order), tell, ended, self.never)
+
+    async def never(self) -> None:
+        raise AssertionError("nobody asks for an order back")
 
     async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         self.open_orders.append(path)

@@ -1,0 +1,262 @@
+"""What was placed on an instance that drains, and has not begun, is served by another: with real engines,
+over real connections, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from aiohttp import web
+
+from prfaas_lab.lab.control_client import ControlClient
+from prfaas_lab.lab.engines import Engine
+from prfaas_lab.lab.orders import EngineOrder, Pace, PacedModel
+from prfaas_lab.lab.service import Service
+from prfaas_lab.lab.worker import DecodeRole, PrefillRole
+from prfaas_lab.metrics import events as ev
+from prfaas_lab.metrics.handover import check
+from prfaas_lab.metrics.ledger import Ledger
+from prfaas_lab.model.profile import CacheCurve, Decode, PrefillCurve, Profile, StepCurve
+from prfaas_lab.router import DatacenterView, PathView, Placement, Plan, View
+from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
+from prfaas_lab.workload.request import Request
+
+ROLES: dict[str, Literal["prefill", "decode"]] = {
+    "p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode", "d2": "decode",
+}  # fmt: skip
+CHUNK = 128
+PATIENCE_S = 20.0
+
+
+def paced() -> Pace:
+    """50 ms a prompt, whatever its length, and as long for 10 tokens of an answer."""
+    profile = Profile(
+        hardware="slow",
+        model="made up",
+        gpus=1,
+        prefill=PrefillCurve(source="a test", knots=((1024, 0.05),)),
+        kvcache=CacheCurve(source="a test", knots=((1024, 2**20),)),
+        decode=Decode(bs_max=8, step=StepCurve(source="a test", knots=((8, 0.005),))),
+    )
+    model = PacedModel(title="made up", token_bytes=64, state_bytes=4096)
+    return Pace(model=model, profile=profile, time_scale=1.0)
+
+
+@dataclass
+class Deployment:
+    """Two prefill and three decode engines of one datacenter. Requests go to the first prefill engine that
+    takes any, and in turn to the first two such decode engines."""
+
+    service: Service
+    engines: dict[str, Engine]
+    roles: dict[str, Any]
+    ledger: Ledger
+    ports: dict[str, int] = field(default_factory=dict)
+    started: list[tuple[str, str]] = field(default_factory=list)
+    """(request, engine) of each prefill, in the order they were told of."""
+    moved: list[str] = field(default_factory=list)
+
+    def note(self, event: ev.Event) -> None:
+        if isinstance(event, ev.PrefillStarted):
+            self.started.append((event.request_id, event.engine))
+        elif isinstance(event, ev.RequestMoved):
+            self.moved.append(event.request_id)
+
+    async def drain(self, name: str) -> None:
+        engine = self.engines[name]
+        engine.draining = True
+        async with asyncio.timeout(PATIENCE_S):
+            while engine.orders:
+                self.service.relieve(engine)
+                await asyncio.sleep(0.01)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.001)
+
+    async def is_idle(self) -> bool:
+        """Nobody holds anything of any request, in the controller or at an engine."""
+        roles, engines = self.roles.values(), self.engines.values()
+        await self.until(lambda: all(role.stats.queued == role.stats.running == 0 for role in roles))
+        decodes = [role._engine for role in roles if isinstance(role, DecodeRole)]
+        await self.until(lambda: not any(decode.reserved_bytes for decode in decodes))
+        return not any(engine.orders or engine.waiting_tokens for engine in engines)
+
+
+def in_turn(request: Request, view: View, plan: Plan) -> Placement:
+    prefill, decode = (
+        [e.name for e in view.engines if e.alive and e.role == role] for role in ("prefill", "decode")
+    )
+    return Placement(
+        prefill=prefill[0],
+        decode=decode[int(request.id[1:]) % len(decode[:2])],
+        offloaded=False,
+        uncached_tokens=request.prompt_tokens,
+        reason="in turn",
+    )
+
+
+class Loopback:
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.ports = ports
+
+    def data_address(self, source: str, destination: str) -> tuple[str, int]:
+        return "127.0.0.1", self.ports[destination]
+
+    def paths(self) -> tuple[PathView, ...]:
+        return ()
+
+
+@asynccontextmanager
+async def deployed(folder: Path, pace: Pace | None, model: Any = None) -> AsyncIterator[Deployment]:
+    ports: dict[str, int] = {}
+    roles: dict[str, Any] = {}
+    engines: dict[str, Engine] = {}
+    async with AsyncExitStack() as stack:
+        for name, kind in ROLES.items():
+            order = EngineOrder(
+                name=name, role=kind, netns=None, control_socket=str(folder / name), log="", host="127.0.0.1",
+                port=0, key_hex="00" * 32, settings=EngineSettings(chunk=CHUNK),
+                transport=TransportSettings(), pace=pace,
+            )  # fmt: skip
+            role = PrefillRole(order, model) if kind == "prefill" else DecodeRole(order, model)
+            app = web.Application(client_max_size=2**26)
+            app.add_routes(await role.open(stack))
+            runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.UnixSite(runner, order.control_socket).start()
+            client = await stack.enter_async_context(ControlClient(name, order.control_socket))
+            roles[name] = role
+            if isinstance(role, DecodeRole):
+                ports[name] = role.receiver.port
+            engines[name] = Engine(name=name, datacenter="home", role=kind, client=client, capacity=8)
+        layout = roles["p0"]._layout
+        ledger = Ledger(time.monotonic, time.monotonic())
+        service = Service(
+            engines=engines,
+            datacenters=(DatacenterView(name="home", role="local"),),
+            network=Loopback(ports),
+            route=in_turn,
+            plan=Plan(),
+            expected_bytes=layout.request_bytes,
+            ledger=ledger,
+        )
+        lab = Deployment(service, engines, roles, ledger)
+        ledger.subscribe(lab.note)
+        yield lab
+
+
+@pytest.fixture(params=["paced", pytest.param("real", marks=pytest.mark.model)])
+async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with deployed(tmp_path, *engines_of(request.param)) as lab:
+        yield lab
+
+
+def engines_of(kind: str) -> tuple[Pace | None, Any]:
+    if kind == "paced":
+        return paced(), None
+    from prfaas_lab.model.torch_build import build
+
+    return None, build(Model(name="qwen3-next-tiny"))
+
+
+def ask(number: int, tokens: int = 300) -> Request:
+    prompt = tuple((i * i * 31 + i * 7919 + number) % 384 for i in range(tokens))
+    return Request(id=f"r{number}", arrival_s=None, prompt=prompt, output_tokens=10)
+
+
+async def served(lab: Deployment, count: int, then: Callable[[], Awaitable[None]]) -> list[Any]:
+    """The outputs of so many requests that come at once, while something happens once the first prefill is
+    about to begin and the others wait."""
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(lab.service.serve(ask(number))) for number in range(count)]
+        await lab.until(lambda: lab.roles["p0"].stats.queued == count - 1)
+        await then()
+    return [task.result() for task in tasks]
+
+
+def is_right(lab: Deployment, outputs: list[Any]) -> bool:
+    """Every request was served, once, and keeps the laws of the ledger; a real model's tokens are those of
+    one process. (Paced engines check the payload themselves.)"""
+    records = [lab.ledger.tally.requests[f"r{number}"] for number in range(len(outputs))]
+    assert [record.outcome for record in records] == ["completed"] * len(outputs), records
+    assert [check(record) for record in records] == [[]] * len(outputs)
+    assert all(record.destination == record.decode and record.source == record.prefill for record in records)
+    assert sorted(name for name, _ in lab.started) == sorted(record.id for record in records)
+    computed = sum(lab.roles[name].stats.tokens_total for name in ("p0", "p1"))
+    assert computed == sum(record.prompt_tokens for record in records), "each prompt once"
+    model = getattr(lab.roles["p0"]._engine._executor, "_model", None)
+    if model is None:
+        return True
+    from prfaas_lab.model.torch_reference import explain, generate
+
+    references = [generate(model, ask(n).prompt, 10, CHUNK) for n in range(len(outputs))]
+    return all(explain(*both)[0] != "mismatch" for both in zip(references, outputs, strict=True))
+
+
+async def test_a_decode_engine_that_drains_waits_for_what_has_begun_and_for_nothing_else(
+    lab: Deployment,
+) -> None:
+    async def drain() -> None:
+        await lab.drain("d0")
+        assert sum(record.outcome == "completed" for record in lab.ledger.tally.requests.values()) < 6
+
+    outputs = await served(lab, 6, drain)
+    assert is_right(lab, outputs)
+    assert lab.moved == ["r2", "r4"]
+    assert lab.started == [(f"r{number}", "p0") for number in range(6)], "nobody lost a place"
+    decoded = [record.decode for record in lab.ledger.tally.requests.values()]
+    assert decoded == ["d0", "d1", "d2", "d1", "d2", "d1"], "to whoever has fewest in hand"
+    assert await lab.is_idle()
+
+
+async def test_prompts_that_wait_for_a_prefill_engine_that_drains_go_to_another(lab: Deployment) -> None:
+    outputs = await served(lab, 6, lambda: lab.drain("p0"))
+    assert is_right(lab, outputs)
+    assert lab.started[0] == ("r0", "p0")
+    at_other = [name for name, engine in lab.started if engine == "p1"]
+    assert at_other == sorted(lab.moved)
+    assert len(at_other) >= 4
+    decoded = [record.decode for record in lab.ledger.tally.requests.values()]
+    assert decoded == ["d0", "d1"] * 3, "where they were to be decoded"
+    assert await lab.is_idle()
+
+
+async def test_where_nobody_else_is_what_drains_keeps_what_it_has(lab: Deployment) -> None:
+    for name in ("d1", "d2"):
+        lab.engines[name].alive = False
+    outputs = await served(lab, 3, lambda: lab.drain("d0"))
+    assert is_right(lab, outputs)
+    assert not lab.moved
+    assert await lab.is_idle()
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.002, 0.005, 0.01])
+async def test_requests_that_are_given_up_while_they_move_leave_nothing_behind(
+    lab: Deployment, pause_s: float
+) -> None:
+    async def give_up() -> None:
+        lab.engines["d0"].draining = True
+        lab.service.relieve(lab.engines["d0"])
+        await asyncio.sleep(pause_s)
+        for task in tasks:
+            task.cancel()
+
+    tasks = [asyncio.ensure_future(lab.service.serve(ask(number))) for number in range(6)]
+    await lab.until(lambda: lab.roles["p0"].stats.queued == 5)
+    await give_up()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert lab.ledger.tally.failed == 6
+    assert await lab.is_idle()
+    lab.engines["d0"].draining = False
+    lab.ledger.tally.requests.clear()
+    lab.started.clear()
+    assert await lab.service.serve(ask(9)) is not None
