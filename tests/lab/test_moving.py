@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,14 +173,36 @@ def ask(number: int, tokens: int = 300) -> Request:
     return Request(id=f"r{number}", arrival_s=None, prompt=prompt, output_tokens=10)
 
 
-async def served(lab: Deployment, count: int, then: Callable[[], Awaitable[None]]) -> list[Any]:
-    """The outputs of so many requests that come at once, while something happens once the first prefill is
-    about to begin and the others wait."""
+async def served(lab: Deployment, count: int, drained: str, moved: int) -> list[Any]:
+    """The outputs of so many requests that come at once. An engine drains when the first prompt's turn has
+    come, and prefill goes on once so many of the others have moved, and are in line again."""
+    prefills = [lab.roles[name] for name in ("p0", "p1")]
+    proceed = hold_up(*(role._engine._executor for role in prefills))
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         tasks = [group.create_task(lab.service.serve(ask(number))) for number in range(count)]
         await lab.until(lambda: lab.roles["p0"].stats.queued == count - 1)
-        await then()
+        draining = group.create_task(lab.drain(drained))
+        await lab.until(lambda: len(lab.moved) == moved)
+        await lab.until(lambda: sum(role.stats.queued + role.stats.running for role in prefills) == count)
+        proceed.set()
+        await draining
     return [task.result() for task in tasks]
+
+
+def hold_up(*executors: Any) -> asyncio.Event:
+    """Until it is set, no prefill goes on."""
+    proceed = asyncio.Event()
+
+    def wrapped(prefill: Any) -> Any:
+        async def later(*args: Any, **settings: Any) -> Any:
+            await proceed.wait()
+            return await prefill(*args, **settings)
+
+        return later
+
+    for executor in executors:
+        executor.prefill = wrapped(executor.prefill)
+    return proceed
 
 
 def is_right(lab: Deployment, outputs: list[Any]) -> bool:
@@ -205,11 +227,7 @@ def is_right(lab: Deployment, outputs: list[Any]) -> bool:
 async def test_a_decode_engine_that_drains_waits_for_what_has_begun_and_for_nothing_else(
     lab: Deployment,
 ) -> None:
-    async def drain() -> None:
-        await lab.drain("d0")
-        assert sum(record.outcome == "completed" for record in lab.ledger.tally.requests.values()) < 6
-
-    outputs = await served(lab, 6, drain)
+    outputs = await served(lab, 6, "d0", moved=2)
     assert is_right(lab, outputs)
     assert lab.moved == ["r2", "r4"]
     assert lab.started == [(f"r{number}", "p0") for number in range(6)], "nobody lost a place"
@@ -219,12 +237,11 @@ async def test_a_decode_engine_that_drains_waits_for_what_has_begun_and_for_noth
 
 
 async def test_prompts_that_wait_for_a_prefill_engine_that_drains_go_to_another(lab: Deployment) -> None:
-    outputs = await served(lab, 6, lambda: lab.drain("p0"))
+    outputs = await served(lab, 6, "p0", moved=5)
     assert is_right(lab, outputs)
-    assert lab.started[0] == ("r0", "p0")
-    at_other = [name for name, engine in lab.started if engine == "p1"]
-    assert at_other == sorted(lab.moved)
-    assert len(at_other) >= 4
+    assert sorted(lab.started) == [("r0", "p0"), *((f"r{number}", "p1") for number in range(1, 6))]
+    in_line = [name for name, engine in lab.started if engine == "p1"][1:]  # the first found it idle
+    assert in_line == sorted(in_line)
     decoded = [record.decode for record in lab.ledger.tally.requests.values()]
     assert decoded == ["d0", "d1"] * 3, "where they were to be decoded"
     assert await lab.is_idle()
@@ -233,7 +250,7 @@ async def test_prompts_that_wait_for_a_prefill_engine_that_drains_go_to_another(
 async def test_where_nobody_else_is_what_drains_keeps_what_it_has(lab: Deployment) -> None:
     for name in ("d1", "d2"):
         lab.engines[name].alive = False
-    outputs = await served(lab, 3, lambda: lab.drain("d0"))
+    outputs = await served(lab, 3, "d0", moved=0)
     assert is_right(lab, outputs)
     assert not lab.moved
     assert await lab.is_idle()
@@ -243,17 +260,16 @@ async def test_where_nobody_else_is_what_drains_keeps_what_it_has(lab: Deploymen
 async def test_requests_that_are_given_up_while_they_move_leave_nothing_behind(
     lab: Deployment, pause_s: float
 ) -> None:
-    async def give_up() -> None:
-        lab.engines["d0"].draining = True
-        lab.service.relieve(lab.engines["d0"])
-        await asyncio.sleep(pause_s)
-        for task in tasks:
-            task.cancel()
-
+    proceed = hold_up(lab.roles["p0"]._engine._executor)
     tasks = [asyncio.ensure_future(lab.service.serve(ask(number))) for number in range(6)]
     await lab.until(lambda: lab.roles["p0"].stats.queued == 5)
-    await give_up()
+    lab.engines["d0"].draining = True
+    lab.service.relieve(lab.engines["d0"])
+    await asyncio.sleep(pause_s)
+    for task in tasks:
+        task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    proceed.set()
     assert lab.ledger.tally.failed == 6
     assert await lab.is_idle()
     lab.engines["d0"].draining = False
