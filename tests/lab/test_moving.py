@@ -15,10 +15,11 @@ import pytest
 from aiohttp import web
 
 from prfaas_lab.lab.control_client import ControlClient
+from prfaas_lab.lab.decode_role import DecodeRole
 from prfaas_lab.lab.engines import Engine
 from prfaas_lab.lab.orders import EngineOrder, Pace, PacedModel
+from prfaas_lab.lab.prefill_role import PrefillRole
 from prfaas_lab.lab.service import Service
-from prfaas_lab.lab.worker import DecodeRole, PrefillRole
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.handover import check
 from prfaas_lab.metrics.ledger import Ledger
