@@ -70,7 +70,7 @@ class RequestRecord(Struct, kw_only=True, gc=False):
 
     def fold(self, event: ev.RequestEvent) -> None:
         """Take in one event of this request."""
-        FOLDS[type(event)](self, event)
+        STAMPS[type(event)](self, event)
 
     @property
     def ttft_s(self) -> float | None:
@@ -169,7 +169,7 @@ def _verified(record: RequestRecord, event: ev.RequestVerified) -> None:
     record.verified, record.verified_detail = event.outcome, event.detail
 
 
-FOLDS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
+STAMPS: dict[type[ev.RequestEvent], Callable[[RequestRecord, Any], None]] = {
     ev.RequestSubmitted: _submitted,
     ev.RequestRouted: _routed,
     ev.RequestMoved: _moved,

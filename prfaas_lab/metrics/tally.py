@@ -15,7 +15,7 @@ from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.caches import Caches
 from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.percentiles import Samples
-from prfaas_lab.metrics.requests import FOLDS, RequestRecord
+from prfaas_lab.metrics.requests import STAMPS, RequestRecord
 from prfaas_lab.metrics.resources import CpuUse, Direction, Engine, Machine, Stage
 from prfaas_lab.metrics.steady import Window
 from prfaas_lab.metrics.totals import Totals
@@ -72,9 +72,19 @@ class Tally:
 
     def fold(self, event: ev.Event) -> None:
         """Take in one event."""
-        take = _FOLDS.get(type(event))
-        if take is not None:
-            take(self, event)
+        kind = type(event)
+        if not isinstance(event, ev.RequestEvent):
+            if (take := _FOLDS.get(kind)) is not None:
+                take(self, event)
+            return
+        record = self.requests.get(event.request_id)
+        if record is None:
+            record = self.requests[event.request_id] = RequestRecord(id=event.request_id)
+        if (count := _COUNTS.get(kind)) is not None:
+            count(self, record, event)
+        STAMPS[type(event)](record, event)
+        if kind in _ENDS:
+            self._ended(record)
 
     def totals(self) -> Totals:
         """Sums over all requests so far."""
@@ -134,20 +144,8 @@ class Tally:
             self.engines[name] = Engine(name=name)
         return self.engines[name]
 
-    def _record(self, event: ev.RequestEvent) -> RequestRecord:
-        record = self.requests.get(event.request_id)
-        if record is None:
-            record = self.requests[event.request_id] = RequestRecord(id=event.request_id)
-        return record
-
-    def _stamp(self, event: ev.RequestEvent) -> None:
-        """An event that concerns nothing but its request."""
-        FOLDS[type(event)](self._record(event), event)
-
-    def _submitted(self, event: ev.RequestSubmitted) -> None:
-        record = self._record(event)
-        record.fold(event)
-        if record.submissions > 1:
+    def _submitted(self, record: RequestRecord, event: ev.RequestSubmitted) -> None:
+        if record.submissions:
             return
         self.outcomes[record.outcome] += 1
         if self.stage == "before":
@@ -155,9 +153,25 @@ class Tally:
         if record.ended_s is not None:
             self._over(record)
 
-    def _ended(self, event: ev.RequestFinished | ev.RequestFailed) -> None:
-        record = self._record(event)
-        record.fold(event)
+    def _routed(self, record: RequestRecord, event: ev.RequestRouted) -> None:
+        self.routed += record.routed_s is None
+        self.offloaded += event.offloaded - record.offloaded
+
+    def _prefilled(self, record: RequestRecord, event: ev.PrefillFinished) -> None:
+        self.caches.prefilled(event)
+
+    def _transferred(self, record: RequestRecord, event: ev.TransferFinished) -> None:
+        self.caches.transferred(event)
+
+    def _tokens(self, record: RequestRecord, event: ev.TokensEmitted) -> None:
+        self.emitted_tokens += event.count
+
+    def _verified(self, record: RequestRecord, event: ev.RequestVerified) -> None:
+        self.verified[event.outcome] += 1
+        self.compared_tokens += event.compared_tokens
+        self.equal_tokens += event.equal_tokens
+
+    def _ended(self, record: RequestRecord) -> None:
         if record.ends == 1 and record.submissions:
             self.outcomes["in flight"] -= 1
             self.outcomes[record.outcome] += 1
@@ -185,30 +199,6 @@ class Tally:
     def _add_up(self) -> None:
         self._retired.add(self._accounts, self.sites, self.window)
         self._accounts.clear()
-
-    def _tokens(self, event: ev.TokensEmitted) -> None:
-        self._stamp(event)
-        self.emitted_tokens += event.count
-
-    def _routed(self, event: ev.RequestRouted) -> None:
-        record = self._record(event)
-        self.routed += record.routed_s is None
-        self.offloaded += event.offloaded - record.offloaded
-        record.fold(event)
-
-    def _verified(self, event: ev.RequestVerified) -> None:
-        self._stamp(event)
-        self.verified[event.outcome] += 1
-        self.compared_tokens += event.compared_tokens
-        self.equal_tokens += event.equal_tokens
-
-    def _prefilled(self, event: ev.PrefillFinished) -> None:
-        self._stamp(event)
-        self.caches.prefilled(event)
-
-    def _transferred(self, event: ev.TransferFinished) -> None:
-        self._stamp(event)
-        self.caches.transferred(event)
 
     def _begin(self, at_s: float) -> None:
         self.stage, self.started_s = "during", at_s
@@ -263,19 +253,17 @@ class Tally:
         self.machine.sample(event, self.stage)
 
 
-_FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
+_COUNTS: dict[type[ev.Event], Callable[[Tally, RequestRecord, Any], None]] = {
     ev.RequestSubmitted: Tally._submitted,
     ev.RequestRouted: Tally._routed,
-    ev.RequestMoved: Tally._stamp,
-    ev.PrefillStarted: Tally._stamp,
     ev.PrefillFinished: Tally._prefilled,
-    ev.TransferStarted: Tally._stamp,
     ev.TransferFinished: Tally._transferred,
-    ev.CacheRestored: Tally._stamp,
     ev.TokensEmitted: Tally._tokens,
-    ev.RequestFinished: Tally._ended,
-    ev.RequestFailed: Tally._ended,
     ev.RequestVerified: Tally._verified,
+}
+"""What an event of a request adds up to over all of them; the record does not hold it yet."""
+_ENDS = frozenset((ev.RequestFinished, ev.RequestFailed))
+_FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
     ev.RunStarted: Tally._started,
     ev.PhaseChanged: Tally._phase,
     ev.PlanChanged: Tally._plan,
