@@ -31,6 +31,16 @@ class Stop:
         for sleeper in self._sleepers:
             _wake(sleeper)
 
+    async def before(self, over: asyncio.Future[None]) -> bool:
+        """Wait until something is over, or this is set; whether it is."""
+        if not self._set:
+            self._sleepers[over] = None
+            try:
+                await over
+            finally:
+                del self._sleepers[over]
+        return self._set
+
     async def wait(self) -> None:
         await self.within(math.inf)
 
@@ -55,6 +65,41 @@ class Stop:
 def _wake(sleeper: asyncio.Future[None]) -> None:
     if not sleeper.done():
         sleeper.set_result(None)
+
+
+class Arrivals:
+    """Sends each request of an open loop when it is due: a timer, instead of a task that wakes for it."""
+
+    def __init__(self, requests: Iterator[Request], send: Callable[[Request], object]) -> None:
+        self._requests, self._send = requests, send
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        """Done once all are sent; or raises what kept the rest from it."""
+        self._await_next()
+
+    def cancel(self) -> None:
+        """Send no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _await_next(self) -> None:
+        request = next(self._requests, None)
+        if request is None:
+            _wake(self.over)
+            return
+        assert request.arrival_s is not None, "an open loop says when"
+        delay_s = self._started + request.arrival_s - self._loop.time()
+        self._timer = self._loop.call_later(max(0.0, delay_s), self._due, request)
+
+    def _due(self, request: Request) -> None:
+        try:
+            self._send(request)
+            self._await_next()
+        except Exception as error:  # whoever waits should know; the loop does not care
+            if not self.over.done():
+                self.over.set_exception(error)
 
 
 class Driver:
@@ -83,11 +128,10 @@ class Driver:
     async def _open_loop(self, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        for request in self._requests:
-            assert request.arrival_s is not None, "an open loop says when"
-            if await self._stopped_within(started + request.arrival_s - loop.time()):
-                return
-            self._launch(request, group, flights)
+        arrivals = Arrivals(self._requests, lambda request: self._launch(request, group, flights))
+        if await self.stop.before(arrivals.over):
+            arrivals.cancel()
+            return
         # The last arrival does not end the run early: the network's events go on for the duration.
         if self._scenario.workload.requests is None:
             await self._stopped_within(started + self._duration_s - loop.time())
