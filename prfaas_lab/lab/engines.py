@@ -67,8 +67,10 @@ class Engine:
         self.name, self.datacenter, self.role = name, datacenter, role
         self.client, self.capacity, self._other_capacity = client, capacity, other_capacity
         self.waiting_tokens = 0
-        self.computed_tokens, self.computing_s = 0, 0.0
         self.waiting_s = 0.0
+        """To the nanosecond: sums and differences of floats leave more behind."""
+        self._waiting_s = 0.0
+        self.computed_tokens, self.computing_s = 0, 0.0
         self.orders: set[str] = set()
         self.on_change: Callable[[Engine], None] | None = None
         """Told whenever the view is no longer what it was."""
@@ -117,12 +119,19 @@ class Engine:
                 queued=len(self.orders) - running,
                 running=running,
                 queued_tokens=self.waiting_tokens,
-                queued_s=max(0.0, round(self.waiting_s, 9)),
+                queued_s=self.waiting_s,
                 capacity=self.capacity,
                 alive=self.available,
                 prefill_s_per_token=self.computing_s / self.computed_tokens if self.computed_tokens else None,
             )
         return self._view
+
+    def wait(self, prompt_tokens: int, prefill_s: float) -> None:
+        """So much more is to be computed; or less."""
+        self.waiting_tokens += prompt_tokens
+        self._waiting_s += prefill_s
+        self.waiting_s = max(0.0, round(self._waiting_s, 9))
+        self.changed()
 
     def changed(self) -> None:
         """Something that the view shows is different."""
@@ -143,9 +152,10 @@ class Hold:
         self._engine, self._request_id = engine, request_id
         self._prompt_tokens, self._prefill_s = prompt_tokens, prefill_s
         engine.orders.add(request_id)
-        engine.waiting_tokens += prompt_tokens
-        engine.waiting_s += prefill_s
-        engine.changed()
+        if prompt_tokens:
+            engine.wait(prompt_tokens, prefill_s)
+        else:
+            engine.changed()
 
     def release(self) -> None:
         """The engine is done with it. Doing so twice is fine."""
@@ -157,7 +167,5 @@ class Hold:
     def computed(self) -> None:
         """Its prompt waits no longer."""
         if self._prompt_tokens:
-            self._engine.waiting_tokens -= self._prompt_tokens
-            self._engine.waiting_s -= self._prefill_s
-            self._prompt_tokens, self._prefill_s = 0, 0.0
-            self._engine.changed()
+            self._engine.wait(-self._prompt_tokens, -self._prefill_s)
+            self._prompt_tokens = 0

@@ -16,7 +16,7 @@ _SLACK = 8
 
 def _prefill_rank(engine: Engine) -> Rank:
     """`router.values.prefill_rank` of its view, without making one."""
-    return max(0.0, round(engine.waiting_s, 9)), engine.waiting_tokens, len(engine.orders), engine.name
+    return engine.waiting_s, engine.waiting_tokens, len(engine.orders), engine.name
 
 
 def _decode_rank(engine: Engine) -> Rank:
@@ -34,7 +34,8 @@ class Fleet:
         self._engines = tuple(engines)
         self._views = _Views(self._engines)
         self._rankings: dict[tuple[Role, str], _Ranking] = {}
-        self._roles: dict[str, Role] = {}
+        self._ranked: dict[str, _Ranking] = {}
+        """Where each was ranked last."""
         self._changed: dict[str, Engine] = {engine.name: engine for engine in self._engines}
         for engine in self._engines:
             engine.on_change = self._note
@@ -56,13 +57,13 @@ class Fleet:
 
     def _refresh(self) -> None:
         for name, engine in self._changed.items():
-            before, role = self._roles.get(name), engine.role
-            if before != role:
-                if before is not None:
-                    self._rankings[before, engine.datacenter].remove(name)
-                self._roles[name] = role
-                self._rankings.setdefault((role, engine.datacenter), _Ranking(_RANK[role]))
-            self._rankings[role, engine.datacenter].put(engine)
+            ranking = self._ranked.get(name)
+            if ranking is None or ranking.role != engine.role:
+                if ranking is not None:
+                    ranking.remove(name)
+                place = engine.role, engine.datacenter
+                ranking = self._ranked[name] = self._rankings.setdefault(place, _Ranking(engine.role))
+            ranking.put(engine)
         self._changed.clear()
 
 
@@ -94,8 +95,8 @@ class _Ranking:
     """Engines in order of a rank. Of each the heap holds a rank that is no worse than its own: one that
     became worse is put right when it comes up; then, too, what a better one has overtaken is dropped."""
 
-    def __init__(self, rank: Callable[[Engine], Rank]) -> None:
-        self._rank = rank
+    def __init__(self, role: Role) -> None:
+        self.role, self._rank = role, _RANK[role]
         self._heap: list[Rank] = []
         self._engines: dict[str, Engine] = {}
         self._ranks: dict[str, Rank] = {}

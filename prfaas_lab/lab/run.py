@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prfaas_lab.lab.deployment import Deployment, Options
@@ -47,7 +48,7 @@ class _Drive:
     async def _drive(self, deployment: Deployment) -> None:
         scenario = deployment.resolved.scenario
 
-        async def serve(request: Request) -> list[int] | None:
+        async def serve(request: Request) -> Sequence[int] | None:
             tokens = await deployment.service.serve(request)
             checked = tokens is not None and chosen(request.id, scenario.verify.share, scenario.seed)
             if tokens is not None and checked and deployment.model.vocab_size is not None:

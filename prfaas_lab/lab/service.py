@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -60,7 +60,8 @@ class _Flight(Struct):
     stage: str = "route"
     stopped: bool = False
     held_tokens: int = 0
-    tokens: list[int] = []
+    tokens: list[int] | bytes = b""
+    """As its engine tells them: zeros, where nobody knows more."""
     sent: dict[str, Any] = {}
     received: dict[str, Any] = {}
     hold: Hold | None = None
@@ -110,7 +111,7 @@ class Service:
         self._expected_bytes, self._ledger, self._sends_ids = expected_bytes, ledger, sends_ids
         self._flights: dict[str, _Flight] = {}
 
-    async def serve(self, request: Request, on_token: OnToken | None = None) -> list[int] | None:
+    async def serve(self, request: Request, on_token: OnToken | None = None) -> Sequence[int] | None:
         """The request's output tokens, or None when it failed; the ledger has the reason.
 
         Cancelled, it records the failure (the cancellation's message is the reason, if it has one) and
@@ -400,9 +401,12 @@ class Service:
         at_s = self._ledger.at(reading)
         self._ledger.record(ev.CacheRestored(at_s=at_s, request_id=request.id, engine=engine.name))
 
-    def _take_tokens(self, flight: _Flight, engine: Engine, tokens: list[int]) -> bool:
+    def _take_tokens(self, flight: _Flight, engine: Engine, tokens: Any) -> bool:
         """Pass them on; whether the last one wanted is among them."""
-        flight.tokens += tokens
+        if flight.tokens:
+            flight.tokens += tokens
+        else:
+            flight.tokens = tokens
         self._ledger.record(
             ev.TokensEmitted(
                 at_s=self._ledger.now(), request_id=flight.request.id, engine=engine.name, count=len(tokens)

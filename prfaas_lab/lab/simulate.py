@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,7 @@ class _Run:
             network.connections[datacenter] = limits.connections_to_peer(network.window_bytes)
         service = self._service(engines, ways, ledger)
 
-        async def serve(request: Request) -> list[int] | None:
+        async def serve(request: Request) -> Sequence[int] | None:
             tokens = await service.serve(request)
             self.asked.progress(ledger)
             return tokens

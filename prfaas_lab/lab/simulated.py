@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
@@ -272,7 +271,7 @@ class _Decoding(Sequence):
 
     def on_first(self, at: float) -> None:
         self._tell({"stage": "restored", "at": at})
-        self._tell({"stage": "tokens", "tokens": (0,)})
+        self._tell({"stage": "tokens", "tokens": bytes(1)})
 
     def on_last(self, at: float) -> None:
         if not self._open:
@@ -282,14 +281,8 @@ class _Decoding(Sequence):
         if self._cache is not None:
             self._cache.keep_answer(order.request_id, order.prompt_tokens, order.output_tokens)
         if order.output_tokens > 1:
-            self._tell({"stage": "tokens", "tokens": _tokens(order.output_tokens - 1)})
+            self._tell({"stage": "tokens", "tokens": bytes(order.output_tokens - 1)})
         self._ended(None)
-
-
-@lru_cache(maxsize=64)
-def _tokens(count: int) -> tuple[int, ...]:
-    """So many, of which nobody knows more."""
-    return (0,) * count
 
 
 class SimulatedPair:
