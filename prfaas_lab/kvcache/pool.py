@@ -25,6 +25,7 @@ from prfaas_lab.kvcache.audit import audit
 from prfaas_lab.kvcache.blocks import CacheError, Geometry, Prompt
 from prfaas_lab.kvcache.eviction import DEFAULT_EVICTION, EVICTION_POLICIES
 from prfaas_lab.kvcache.index import Index, Item, Node
+from prfaas_lab.kvcache.intake import Intake
 from prfaas_lab.kvcache.journal import Delta, Journal
 from prfaas_lab.kvcache.lease import Lease, Transfer
 from prfaas_lab.kvcache.snapshots import DEFAULT_SNAPSHOTS, SNAPSHOT_POLICIES, Progress
@@ -54,6 +55,7 @@ class Pool:
         self._index = Index(needs_snapshot=geometry.snapshot_bytes > 0, journal=self._journal)
         policy = _choose(EVICTION_POLICIES, eviction, "eviction policy")
         self._space = Space(geometry, self._index, MemoryTier(budget_bytes), spill, policy)
+        self._intake = Intake(geometry, self._index, self._space)
         self._snapshot_policy = _choose(SNAPSHOT_POLICIES, snapshots, "snapshot policy")
         self._every = max(1, (snapshot_every_tokens or 4 * geometry.block_tokens) // geometry.block_tokens)
         self._counts: Counter[str] = Counter()
@@ -132,7 +134,8 @@ class Pool:
         held = tuple(node.kv for node in path)
         if not self._hold(held):
             return Inserted(blocks=0, snapshots=0, usable_tokens=self.match(prompt).tokens)
-        added, taken = self._grow(path, prompt, blocks, snapshots)
+        added, taken = self._intake.take(path, prompt, blocks, snapshots)
+        self._counts["snapshots_made"] += len(taken)
         items = (*held, *added, *taken)
         self._space.use(items, hit=False)
         self._space.unpin(reversed(items))
@@ -227,61 +230,6 @@ class Pool:
         if damaged is not None:
             self._space.drop_damaged(damaged)
         return False
-
-    def _grow(
-        self,
-        path: list[Node],
-        prompt: Prompt,
-        blocks: Mapping[int, Payload],
-        snapshots: Mapping[int, Payload],
-    ) -> tuple[list[Item], list[Item]]:
-        """Add what can be afforded to a pinned path (in place): the new blocks and snapshots, pinned."""
-        width, held = self.geometry.block_tokens, len(path)
-        reach = held
-        while reach < len(prompt.blocks) and reach * width in blocks:
-            reach += 1
-        ends = sorted(
-            t // width for t in snapshots if 0 < t <= reach * width and self.geometry.snapshot_bytes
-        )
-        # Settled before anything moves: one that is held now may have to make room, and is not missed.
-        missing = [end for end in ends if end > held or path[end - 1].snapshot is None]
-        goal = self._affordable(held, reach, ends, missing)
-        added = self._extend(path, prompt, blocks, range(held, goal))
-        taken = self._add_snapshots(path, {end: snapshots[end * width] for end in missing if end <= goal})
-        room = self._space.free_bytes(MEMORY) // self.geometry.block_bytes
-        added += self._extend(path, prompt, blocks, range(len(path), min(reach, len(path) + room)))
-        return added, taken
-
-    def _affordable(self, held: int, reach: int, ends: list[int], missing: list[int]) -> int:
-        """The longest usable boundary, in blocks, for whose blocks and snapshots room can be made."""
-        block, state = self.geometry.block_bytes, self.geometry.snapshot_bytes
-        for goal in reversed(ends if state else range(held + 1, reach + 1)):
-            if self._space.fits(max(0, goal - held) * block + sum(b <= goal for b in missing) * state):
-                return goal
-        return 0
-
-    def _extend(
-        self, path: list[Node], prompt: Prompt, blocks: Mapping[int, Payload], depths: range
-    ) -> list[Item]:
-        """Add blocks, pinned, to the end of `path` (in place). There must be room for them."""
-        added = []
-        for depth in depths:
-            parent = path[-1] if path else self._index.root
-            node = self._index.add_block(parent, prompt.blocks[depth], self.geometry.block_bytes)
-            self._space.place(node.kv, blocks[depth * self.geometry.block_tokens])
-            path.append(node)
-            added.append(node.kv)
-        return added
-
-    def _add_snapshots(self, path: list[Node], states: Mapping[int, Payload]) -> list[Item]:
-        """Add snapshots, pinned, at boundaries of `path` that have none. There must be room for them."""
-        added = []
-        for depth, state in states.items():
-            item = self._index.add_snapshot(path[depth - 1], self.geometry.snapshot_bytes)
-            self._space.place(item, state)
-            added.append(item)
-        self._counts["snapshots_made"] += len(added)
-        return added
 
     def _count(self, prompt: Prompt, items: tuple[Item, ...], hit_tokens: int) -> None:
         self._counts["lookups"] += 1
