@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,21 +22,19 @@ from prfaas_lab.fabric import network
 from prfaas_lab.fabric.measure import judge, measure
 from prfaas_lab.fabric.network import Fabric
 from prfaas_lab.fabric.ownership import Ownership
-from prfaas_lab.fabric.plan import DATA_PORT
-from prfaas_lab.lab.cache_share import cache_share, geometry_of, keeping_answers, keeps_prefixes
+from prfaas_lab.lab.cache_share import geometry_of, keeping_answers, keeps_prefixes
 from prfaas_lab.lab.conditions import Conditions
-from prfaas_lab.lab.control_client import ControlClient
+from prfaas_lab.lab.engine_processes import EngineProcesses
 from prfaas_lab.lab.engines import Engine
-from prfaas_lab.lab.executors import batch_of
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.meanwhile import meanwhile
-from prfaas_lab.lab.orders import EngineOrder, LoadModel, ModelReady, VerifierOrder
+from prfaas_lab.lab.orders import LoadModel, ModelReady
 from prfaas_lab.lab.pacing import Pacing, costs_of, pacing_of
 from prfaas_lab.lab.priority import ahead_of_engines
-from prfaas_lab.lab.processes import Processes, last_words
+from prfaas_lab.lab.processes import Processes
 from prfaas_lab.lab.replication import replicate
 from prfaas_lab.lab.service import Service
-from prfaas_lab.lab.starting import convertible, plan_of
+from prfaas_lab.lab.starting import plan_of
 from prfaas_lab.lab.versions import versions
 from prfaas_lab.lab.watch import sample_links, watch_engines, watch_links, watch_machine, watch_shaper
 from prfaas_lab.lab.watch_paths import watch_paths
@@ -109,7 +107,17 @@ def bring_up(resolved: Resolved, options: Options, ledger: Ledger) -> Iterator[F
             )
         )
         conditions = stack.enter_context(Conditions.opened(resolved, fabric, ownership, ledger))
-        foundation = Foundation(resolved, options, ledger, fabric, processes, ownership, conditions, pacing)
+        started = EngineProcesses(
+            resolved,
+            ledger=ledger,
+            fabric=fabric,
+            processes=processes,
+            ownership=ownership,
+            pacing=pacing,
+            out=options.out,
+            corrupt=options.corrupt,
+        )
+        foundation = Foundation(resolved, options, ledger, fabric, processes, started, conditions, pacing)
         foundation.phase("network", 1, 1, f"shaped by {fabric.shaper} ({fabric.reason})")
         yield foundation
 
@@ -123,10 +131,9 @@ class Foundation:
     ledger: Ledger
     fabric: Fabric
     processes: Processes
-    ownership: Ownership
+    started: EngineProcesses
     conditions: Conditions
     pacing: Pacing | None = None
-    engines: dict[str, Engine] = field(default_factory=dict)
 
     @asynccontextmanager
     async def deploy(self, route: Route) -> AsyncIterator[Deployment]:
@@ -136,28 +143,28 @@ class Foundation:
         """
         async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
             stack.enter_context(ahead_of_engines())
-            group.create_task(self.processes.watch(self._on_exit), name="zygote")
+            group.create_task(self.processes.watch(self.started.exited), name="zygote")
             stack.push_async_callback(self.processes.close)
             stack.callback(self.phase, "teardown")
             model = await self._load()
-            await self._start_engines(stack)
+            await self.started.start(stack)
             await self._measure_links()
             await sample_links(self.fabric, self.ledger)
             ways = Ways(self.fabric)
             deployment = Deployment(
                 resolved=self.resolved,
                 fabric=self.fabric,
-                engines=self.engines,
+                engines=self.started.engines,
                 service=self._service(route, model, ways),
                 ledger=self.ledger,
                 conditions=self.conditions,
                 model=model,
-                start_verifier=self._start_verifier,
+                start_verifier=self.started.start_verifier,
             )
             async with meanwhile(
                 watch_links(self.fabric, self.ledger),
-                watch_engines(self.engines.values(), self.ledger),
-                watch_paths(self.engines.values(), self.resolved.topology, ways, self.ledger),
+                watch_engines(self.started.engines.values(), self.ledger),
+                watch_paths(self.started.engines.values(), self.resolved.topology, ways, self.ledger),
                 watch_machine(self.ledger),
                 watch_shaper(self.fabric.shaper_pid, self.ledger),
                 *self._upkeep(deployment.service),
@@ -183,63 +190,6 @@ class Foundation:
             detail = f"{model.title}, paced: no model to load"
         self.phase("model", 1, 1, detail)
         return model
-
-    async def _start_engines(self, stack: AsyncExitStack) -> None:
-        """All at once, each in its namespace; they are ready when their control sockets answer."""
-        key = secrets.token_hex(32)
-        topology = self.resolved.topology
-        names = [(name, dc) for dc in topology.datacenters for name in topology.engine_names(dc)]
-        self.phase("engines", 0, len(names))
-        async with asyncio.TaskGroup() as group:
-            for name, datacenter in names:
-                group.create_task(self._start_engine(name, datacenter, key, len(names), stack), name=name)
-
-    async def _start_engine(
-        self, name: str, datacenter: str, key: str, total: int, stack: AsyncExitStack
-    ) -> None:
-        order = self._engine_order(name, datacenter, key)
-        pid = await self.processes.fork(order, self.resolved.scenario.engine.ready_timeout)
-        self.ownership.claim_process(pid)
-        client = await stack.enter_async_context(ControlClient(name, order.control_socket))
-        self.engines[name] = Engine(
-            name=name,
-            datacenter=datacenter,
-            role=order.role,
-            client=client,
-            capacity=batch_of(order) if order.role == "decode" else 1,
-            other_capacity=batch_of(order) if order.role == "prefill" and order.convertible else 1,
-        )
-        self.ledger.record(
-            ev.EngineStarted(
-                at_s=self.ledger.now(),
-                engine=name,
-                datacenter=datacenter,
-                role=order.role,
-                netns=order.netns or "",
-                pid=pid,
-            )
-        )
-        self.phase("engines", len(self.engines), total)
-
-    def _engine_order(self, name: str, datacenter: str, key: str) -> EngineOrder:
-        scenario, node = self.resolved.scenario, self.fabric.nodes[name]
-        return EngineOrder(
-            name=name,
-            role=self.resolved.topology.engine_names(datacenter)[name],
-            netns=node.netns,
-            control_socket=str(self.ownership.sockets / f"{name}.sock"),
-            log=self._log_of(name),
-            host=node.address,
-            port=DATA_PORT,
-            key_hex=key,
-            settings=scenario.engine,
-            transport=scenario.transport,
-            path=Ways(self.fabric).hint(datacenter),
-            corrupt=self.options.corrupt,
-            cache=cache_share(self.resolved, datacenter, disk_path=self.ownership.spill),
-            pace=self.pacing.of(datacenter) if self.pacing else None,
-            convertible=convertible(self.resolved, datacenter),
-        )
 
     async def _measure_links(self) -> None:
         """Before anything else is on them. Raises FabricError when one is not what its spec says."""
@@ -271,7 +221,7 @@ class Foundation:
     def _service(self, route: Route, model: ModelReady, ways: Ways) -> Service:
         topology, scenario = self.resolved.topology, self.resolved.scenario
         return Service(
-            engines=self.engines,
+            engines=self.started.engines,
             datacenters=tuple(
                 DatacenterView(name=name, role=site.role) for name, site in topology.datacenters.items()
             ),
@@ -291,28 +241,6 @@ class Foundation:
         if not keeps_prefixes(self.resolved):
             return None
         geometry = geometry_of(self.resolved, token_bytes=model.token_bytes, state_bytes=model.state_bytes)
-        return KVCacheManager(geometry, self.engines, namespace=secrets.token_bytes(16), ledger=self.ledger)
-
-    async def _start_verifier(self, number: int) -> tuple[str, str]:
-        """A process that generates alone, from the same weights; its name and control socket."""
-        name = f"verifier-{number}"
-        order = VerifierOrder(
-            name=name,
-            control_socket=str(self.ownership.sockets / f"{name}.sock"),
-            log=self._log_of(name),
-            chunk_tokens=self.resolved.scenario.engine.chunk,
+        return KVCacheManager(
+            geometry, self.started.engines, namespace=secrets.token_bytes(16), ledger=self.ledger
         )
-        pid = await self.processes.fork(order, self.resolved.scenario.engine.ready_timeout)
-        self.ownership.claim_process(pid)
-        return order.name, order.control_socket
-
-    def _log_of(self, name: str) -> str:
-        return str(self.options.out / f"{name}.log")
-
-    def _on_exit(self, name: str, status: str) -> None:
-        words = last_words(self._log_of(name))
-        self.ledger.record(
-            ev.EngineDied(at_s=self.ledger.now(), engine=name, exit_status=status, last_words=words)
-        )
-        if name in self.engines:
-            self.engines[name].alive = False
