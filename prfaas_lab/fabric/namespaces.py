@@ -101,7 +101,10 @@ def in_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="netns")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    finally:  # a signal that ends the wait ends no thread: what it makes must be there before it is removed
+        thread.join()
     if errors:
         raise errors[0]
     return results[0]

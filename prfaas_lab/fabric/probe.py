@@ -80,8 +80,8 @@ def choose_shaper(found: Probe, wanted: str = "auto") -> tuple[str, str]:
 @contextlib.contextmanager
 def _throwaway() -> Iterator[str]:
     name = f"pl-probe-{secrets.token_hex(4)}"
-    namespaces.create(name)
-    try:
+    try:  # also when a signal interrupts the making
+        namespaces.create(name)
         yield name
     finally:
         namespaces.delete(name)

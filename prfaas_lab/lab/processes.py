@@ -63,6 +63,7 @@ class Processes:
         self._childless = asyncio.Event()
         self._childless.set()
         self._closing = False
+        self._loading = True
 
     @property
     def pid(self) -> int:
@@ -135,15 +136,24 @@ class Processes:
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_DEADLINE_S):
                 await self._childless.wait()
-        self._control.close()
+        self._hang_up()
         await asyncio.to_thread(self._end_zygote)
+        self._control.close()
 
     def kill(self) -> None:
         """End everything at once, without a loop: the last resort when bring-up failed."""
-        self._control.close()
+        self._hang_up()
         self._end_zygote()
+        self._control.close()
+
+    def _hang_up(self) -> None:
+        """Tells the zygote, and `watch`, that this is all: closing alone would not while `watch` reads."""
+        with suppress(OSError):  # it has gone already
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def _end_zygote(self) -> None:
+        if self._loading:  # it would not hear of it until the model is there, which nobody needs now
+            self._zygote.kill()
         try:
             self._zygote.wait(_END_DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -153,6 +163,7 @@ class Processes:
     def _take(self, answer: Answer) -> None:
         match answer:
             case ModelReady():
+                self._loading = False
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(answer)
             case Refused():

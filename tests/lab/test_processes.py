@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.orders import LoadModel, PacedModel, VerifierOrder
@@ -31,3 +33,21 @@ async def test_a_dead_zygote_is_told_to_whoever_asks_it_for_another_process(tmp_
         with pytest.raises(EngineError, match="cannot start late: the zygote ended"):
             await processes.fork(order, TIMEOUT_S)
         await processes.close()
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_the_zygote_ends_at_once_idle_or_loading(idle: bool, tmp_path: Path) -> None:
+    paced = PacedModel(title="none", token_bytes=1, state_bytes=1) if idle else None
+    processes = Processes(LoadModel(model=Model(), chunk_tokens=64, paced=paced), tmp_path / "zygote.log")
+
+    async def run() -> float:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(processes.watch(lambda name, status: None))
+            if idle:
+                await processes.ready(TIMEOUT_S)
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            await processes.close()
+        return time.monotonic() - began
+
+    assert uvloop.run(run()) < 3.0
