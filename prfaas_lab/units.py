@@ -112,7 +112,9 @@ def format_duration(duration_s: float) -> str:
     if duration_s >= 120:
         minutes, seconds = divmod(round(duration_s), 60)
         return f"{minutes}m{seconds:02d}s"
-    if duration_s >= 1 or duration_s < 5e-10:  # what is less is rounding
+    if duration_s < 5e-10:  # what is less is rounding
+        return "0s"
+    if duration_s >= 1:
         return f"{duration_s:.3g}s"
     if duration_s >= 1e-3:
         return f"{duration_s * 1e3:.3g}ms"

@@ -95,6 +95,7 @@ def test_a_shown_size_reads_back_to_four_digits(size_bytes: float) -> None:
         (units.format_duration(125), "2m05s"),
         (units.format_duration(0.0008), "800us"),
         (units.format_duration(0), "0s"),
+        (units.format_duration(7.3e-18), "0s"),
         (units.format_duration(1.5), "1.5s"),
     ],
 )

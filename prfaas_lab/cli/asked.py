@@ -12,8 +12,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from prfaas_lab.errors import LabError, SpecError, UsageError
-from prfaas_lab.metrics.files import write_atomically
+from prfaas_lab.errors import SpecError, UsageError
 from prfaas_lab.spec.scenario import Resolved, Scenario
 from prfaas_lab.spec.topology import Misfit
 from prfaas_lab.spec.words import say
@@ -26,7 +25,7 @@ CacheOption = Annotated[
 def found(file: Path, folder: str = "scenarios") -> Path:
     """The file as named, or the shipped one of that name: `bursty.yaml` finds scenarios/bursty.yaml."""
     shipped = Path(folder) / file
-    return shipped if not file.exists() and shipped.is_file() else file
+    return shipped if not os.path.exists(file) and shipped.is_file() else file  # also where none may look
 
 
 def writable(file: Path | None) -> Path | None:
@@ -41,14 +40,6 @@ def writable(file: Path | None) -> Path | None:
     if not os.access(folder, os.W_OK):
         raise UsageError("cannot be written to", where=str(folder), remedy="name a file elsewhere")
     return file
-
-
-def write(file: Path, text: str) -> None:
-    """A result of the command, whole or not at all. Raises LabError where it cannot be written."""
-    try:
-        write_atomically(file, text)
-    except OSError as error:
-        raise LabError(f"cannot be written: {error.strerror}", where=str(file)) from error
 
 
 def made(directory: Path) -> Path:

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 import yaml
 
-from prfaas_lab.cli.asked import writable, write
+from prfaas_lab.cli.asked import writable
 from prfaas_lab.cli.working import working
 from prfaas_lab.errors import UsageError
 from prfaas_lab.lab.run_profile import cores_for_engines, profile_of_run
+from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import Model
 
@@ -50,7 +51,7 @@ def calibrate(
     if out is None:
         typer.echo(text, nl=False)
     else:
-        write(out, text)
+        write_atomically(out, text)
         typer.echo(f"the profile is in {out}")
 
 

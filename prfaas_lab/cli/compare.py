@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prfaas_lab.cli.asked import found, fresh_directory, made, write
+from prfaas_lab.cli.asked import found, fresh_directory, made
 from prfaas_lab.errors import RunFailed
 from prfaas_lab.lab.compare import Comparison, Interval, Measured, Row
 from prfaas_lab.lab.compare import compare as run_all
 from prfaas_lab.lab.deployment import Options
+from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.spec.load import load_scenario
 
 
@@ -66,7 +67,7 @@ def compare(
         tell=lambda run: console.print(_line(run)),
     )
     text = json.dumps(comparison.as_dict(), indent=2)
-    write(folder / "comparison.json", text + "\n")
+    write_atomically(folder / "comparison.json", text + "\n")
     if as_json:
         typer.echo(text)
     else:

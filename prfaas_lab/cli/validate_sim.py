@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prfaas_lab.cli.asked import found, fresh_directory, made, write
+from prfaas_lab.cli.asked import found, fresh_directory, made
 from prfaas_lab.dashboard.live import screen_for
 from prfaas_lab.errors import LabError
 from prfaas_lab.fabric.userns import reexec_in_userns
@@ -20,6 +20,7 @@ from prfaas_lab.lab.run import run_scenario
 from prfaas_lab.lab.sim_error import TOLERABLE, Error, emulated_run, errors
 from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
+from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.spec.load import load_scenario
 
@@ -70,7 +71,7 @@ def validate_sim(
         {"measure": e.measure, "emulated": e.emulated, "simulated": e.simulated, "error": e.share}
         for e in compared
     ]
-    write(directory / "errors.json", json.dumps(rows, indent=2) + "\n")
+    write_atomically(directory / "errors.json", json.dumps(rows, indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

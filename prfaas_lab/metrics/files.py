@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.metrics.codec import encode
 from prfaas_lab.metrics.events import Event
 from prfaas_lab.metrics.handover import LEGS, Account
@@ -23,10 +25,23 @@ _BUFFER_BYTES = 1 << 18
 """Of rows that wait to be written: a write costs more than a row."""
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk is no bug of ours. Raises LabError for it."""
+    try:
+        yield
+    except OSError as error:
+        raise LabError(
+            f"cannot be written: {error.strerror}", where=str(path), remedy="make room, or give another --out"
+        ) from error
+
+
 class EventWriter:
-    """A subscriber of the ledger that streams events to a file. Whoever opens it closes it."""
+    """A subscriber of the ledger that streams events to a file. Whoever opens it closes it. Raises LabError
+    when the file cannot be written."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: IO[bytes] = path.open("wb")
         self._lines: list[bytes] = []
         self._flushed_s = 0.0
@@ -38,9 +53,13 @@ class EventWriter:
 
     def close(self) -> None:
         """Write what is left; events after this are an error. Closing twice is fine."""
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        try:
             self._flush(self._flushed_s)
-            self._file.close()
+        finally:
+            with _writing(self._path):
+                self._file.close()
 
     def __enter__(self) -> EventWriter:
         return self
@@ -50,9 +69,11 @@ class EventWriter:
 
     def _flush(self, at_s: float) -> None:
         if self._lines:
-            self._file.write(b"\n".join(self._lines) + b"\n")
-            self._file.flush()
+            text = b"\n".join(self._lines) + b"\n"
             self._lines.clear()
+            with _writing(self._path):
+                self._file.write(text)
+                self._file.flush()
         self._flushed_s = at_s
 
 
@@ -62,26 +83,34 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
+    """Readers see the old file or the new one, never half of it. Raises LabError where it cannot be."""
     half = path.with_name(f".{path.name}.partial")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
+    with _writing(path):
+        half.write_text(text, encoding="utf-8")
+        os.replace(half, path)
 
 
 class RequestWriter:
-    """Writes a request's row as soon as it is over. Whoever opens it closes it."""
+    """Writes a request's row as soon as it is over. Whoever opens it closes it. Raises LabError when the file
+    cannot be written."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: IO[bytes] = path.open("wb", buffering=_BUFFER_BYTES)
 
     def __call__(self, account: Account) -> None:
-        self._file.write(_to_json(_row(account)) + b"\n")
+        try:
+            self._file.write(_to_json(_row(account)) + b"\n")
+        except OSError:
+            with _writing(self._path):
+                raise
 
     def __enter__(self) -> RequestWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        with _writing(self._path):
+            self._file.close()
 
 
 def write_requests(path: Path, records: Iterable[RequestRecord]) -> None:

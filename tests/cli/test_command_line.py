@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -192,6 +193,13 @@ def test_a_simulation_can_go_without_its_prefix_cache(tmp_path: Path) -> None:
 def test_a_shipped_scenario_is_found_by_its_bare_name() -> None:
     finished = lab("scenario", "smoke.yaml", "--policy", "nothing-like-it")
     assert "there is no policy" in finished.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_file_where_nobody_may_look_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    finished = lab("simulate", str(tmp_path / "closed" / "mine.yaml"))
+    assert (finished.returncode, "Permission denied" in finished.stderr) == (2, True), finished.stderr
 
 
 def test_the_version_needs_no_command() -> None:

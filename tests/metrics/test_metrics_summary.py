@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.codec import read_events
 from prfaas_lab.metrics.fidelity import judge
@@ -322,3 +323,13 @@ def test_samples_after_the_workload_do_not_dilute_it() -> None:
     for name in early.engines:
         before, after = (tally.engines[name].busy_fraction(8.0) for tally in (early, late))
         assert after == pytest.approx(before) or after < before  # one closing sample is let in
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+def test_a_full_disk_is_told_in_words() -> None:
+    says = "/dev/full: cannot be written: No space left"
+    with pytest.raises(LabError, match=says), EventWriter(Path("/dev/full")) as writer:
+        for event in FakeRun().events():
+            writer(event)
+    with pytest.raises(LabError, match=says):
+        write_requests(Path("/dev/full"), Tally.of(FakeRun().events()).requests.values())
