@@ -59,7 +59,11 @@ class EchoEngines:
         self.proceed.set()
 
     def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
-        return self.followed.follow(self.stages(path, order), tell, ended)
+        return self.followed.follow(self.stages(path, order), tell, ended, self.never)
+
+    async def never(self) -> bool:
+        """Not one order is given back."""
+        return False
 
     async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:
         assert isinstance(order, DecodeOrder | PrefillOrder)
