@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,15 +51,35 @@ async def open_endpoint(deployment: Deployment, settings: EndpointSettings) -> A
         endpoint.exporter.close()
 
 
+def check_address(settings: EndpointSettings) -> None:
+    """Asked before a deployment is brought up for it. Raises LabError for an address that is unknown, taken
+    or forbidden."""
+    try:
+        found = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as aiohttp's
+                tried.bind(address)
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise _no_address(settings, error) from error
+
+
 async def _listen(runner: web.AppRunner, settings: EndpointSettings) -> None:
     try:
         await web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG).start()
     except OSError as error:
-        raise LabError(
-            f"cannot listen: {error.strerror or error}",
-            where=f"{settings.host}:{settings.port}",
-            remedy="choose another --port (0: any that is free) or --host",
-        ) from error
+        raise _no_address(settings, error) from error
+
+
+def _no_address(settings: EndpointSettings, error: OSError) -> LabError:
+    return LabError(
+        f"cannot listen: {error.strerror or error}",
+        where=f"{settings.host}:{settings.port}",
+        remedy="choose another --port (0: any that is free) or --host",
+    )
 
 
 class Endpoint:

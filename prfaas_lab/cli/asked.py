@@ -25,7 +25,7 @@ CacheOption = Annotated[
 def found(file: Path, folder: str = "scenarios") -> Path:
     """The file as named, or the shipped one of that name: `bursty.yaml` finds scenarios/bursty.yaml."""
     shipped = Path(folder) / file
-    return shipped if not os.path.exists(file) and shipped.is_file() else file  # also where none may look
+    return shipped if not os.path.exists(file) and os.path.isfile(shipped) else file
 
 
 def writable(file: Path | None) -> Path | None:

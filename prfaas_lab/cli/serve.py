@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prfaas_lab.api.endpoint import open_endpoint
+from prfaas_lab.api.endpoint import check_address, open_endpoint
 from prfaas_lab.api.settings import EndpointSettings
 from prfaas_lab.cli.asked import found, fresh_directory
 from prfaas_lab.dashboard.live import screen_for
@@ -76,6 +76,7 @@ def serve(
         max_prompt_tokens=max_prompt_tokens,
         max_output_tokens=max_output_tokens,
     )
+    check_address(settings)
     options = Options(
         out=out or fresh_directory(resolved.scenario.name),
         mode="serve",
@@ -98,7 +99,8 @@ def _key(file: Path | None) -> str | None:
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise LabError(f"cannot read the API key: {error}", where=str(file)) from error
+        what = getattr(error, "strerror", None) or str(error)
+        raise LabError(f"cannot read the API key: {what}", where=str(file)) from error
     if not key:
         raise LabError("the API key is empty", where=str(file), remedy="write a secret into it")
     return key

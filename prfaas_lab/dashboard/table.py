@@ -71,7 +71,7 @@ def _facts(summary: Summary, files: str | None) -> Table:
     table.add_row("throughput", _throughput(summary))
     if summary.get("time_scale") not in (None, 1.0):
         table.add_row("  in real time", _real_time(summary))
-    if summary["mode"] != "simulate":  # which has neither tokens nor bytes
+    if summary["mode"] == "emulate":  # only such a run has outputs to compare
         table.add_row("verified", _verified(summary["verify"]))
     if files is not None:
         table.add_row("files", Text(files))

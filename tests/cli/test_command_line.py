@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -106,6 +107,13 @@ def test_what_a_user_gets_wrong_is_told_in_words_with_status_2(arguments: list[s
     assert finished.returncode == 2, finished.stdout + finished.stderr
     assert says in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_an_address_that_is_taken_is_told_before_anything_is_brought_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        finished = lab("serve", "smoke.yaml", "--port", str(taken.getsockname()[1]))
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert "cannot listen: Address already in use (choose another --port" in finished.stderr
 
 
 def test_a_file_that_names_what_does_not_exist_is_no_good_one(tmp_path: Path) -> None:

@@ -328,8 +328,13 @@ def test_samples_after_the_workload_do_not_dilute_it() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
 def test_a_full_disk_is_told_in_words() -> None:
     says = "/dev/full: cannot be written: No space left"
-    with pytest.raises(LabError, match=says), EventWriter(Path("/dev/full")) as writer:
-        for event in FakeRun().events():
-            writer(event)
+    with pytest.raises(LabError, match=says):
+        _write_events(Path("/dev/full"))
     with pytest.raises(LabError, match=says):
         write_requests(Path("/dev/full"), Tally.of(FakeRun().events()).requests.values())
+
+
+def _write_events(path: Path) -> None:
+    with EventWriter(path) as writer:
+        for event in FakeRun().events():
+            writer(event)
