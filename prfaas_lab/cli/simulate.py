@@ -39,6 +39,10 @@ def simulate(
         int | None, typer.Option(min=0, help="Another workload and network of the same kind.")
     ] = None,
     cache: CacheOption = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Of the scenario's real model on this machine, instead of the shipped one."),
+    ] = None,
     events: Annotated[
         bool | None,
         typer.Option(help="Write events.jsonl.", show_default=f"up to {_MANY_REQUESTS} requests"),
@@ -62,7 +66,7 @@ def simulate(
         events = requests is None or requests <= _MANY_REQUESTS
     directory = out or fresh_directory(resolved.scenario.name)
     with _bar(requests) as progress:
-        summary = run(resolved, Simulation(out=directory, events=events, progress=progress))
+        summary = run(resolved, Simulation(out=directory, events=events, progress=progress, profile=profile))
     print_summary(summary, files=str(directory))
     check(summary, remedy="see requests.jsonl beside the summary")
 
