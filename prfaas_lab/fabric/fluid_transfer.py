@@ -61,6 +61,11 @@ class Transfer:
         self._made_at = 0.0
         self._over = False
 
+    @property
+    def waits(self) -> bool:
+        """It is in line behind others, and nothing of it has been sent."""
+        return not self._over and self._flow is None and self._timer is None
+
     def cancel(self) -> None:
         self._over = True
         if self._timer is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prfaas_lab.lab.engines import EngineClient, OpenOrder
-from prfaas_lab.lab.orders import EngineTask
+from prfaas_lab.lab.orders import EngineTask, RedirectOrder
 
 
 class BothEnds:
@@ -44,6 +44,10 @@ class BothEnds:
         """Ask for one of them back, if it was given (OpenOrder.withdraw)."""
         if path in self._orders:
             self._orders[path].withdraw()
+
+    def redirect(self, path: str, order: RedirectOrder) -> None:
+        """Answer one that is unsent (OpenOrder.redirect)."""
+        self._orders[path].redirect(order)
 
     def give_up(self, path: str) -> None:
         """One of them will be given anew."""

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.engines import Ended, OpenOrder, Tell
-from prfaas_lab.lab.orders import EngineTask, PrefillOrder, WithdrawOrder
+from prfaas_lab.lab.orders import EngineTask, PrefillOrder, RedirectOrder, WithdrawOrder
 from prfaas_lab.lab.stages import Followed, read_stages
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its request; draining bounds it
@@ -37,11 +37,14 @@ class ControlClient:
         await self._session.close()
 
     def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
-        withdraw = partial(self._withdraw, path, order)
-        return self._followed.follow(self.stages(path, order), tell, ended, withdraw)
+        ask = partial(self._ask_for, path, order)
+        return self._followed.follow(self.stages(path, order), tell, ended, ask)
 
-    async def _withdraw(self, path: str, order: EngineTask) -> None:
-        if isinstance(order, PrefillOrder):
+    async def _ask_for(self, path: str, order: EngineTask, redirect: RedirectOrder | None) -> None:
+        """An order back, or that it goes elsewhere."""
+        if redirect is not None:
+            await self.ask(f"{path}/redirect", redirect)
+        elif isinstance(order, PrefillOrder):
             await self.ask(f"{path}/withdraw", WithdrawOrder(request_id=order.request_id))
 
     async def stages(self, path: str, order: EngineTask) -> AsyncGenerator[dict[str, Any], None]:

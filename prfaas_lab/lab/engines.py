@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
-from prfaas_lab.lab.orders import EngineTask
+from prfaas_lab.lab.orders import EngineTask, RedirectOrder
 from prfaas_lab.router.values import EngineView, Role
 
 Tell = Callable[[dict[str, Any]], None]
@@ -22,8 +22,13 @@ class OpenOrder(Protocol):
         ...
 
     def withdraw(self) -> object:
-        """Ask for a prompt back that waits for its prefill. If it still does, then or a little later, its
-        stage `withdrawn` tells `since` when: whoever is told that cancels the order. All else goes on."""
+        """Ask for a prompt back. If it still waits for its prefill, its stage `withdrawn` tells `since` when,
+        now or a little later: whoever is told that cancels the order. If all of its KVCache waits to be
+        sent, its stage is `unsent`, and it waits on for `redirect`. All else goes on."""
+        ...
+
+    def redirect(self, order: RedirectOrder) -> object:
+        """Where the KVCache of an order that is `unsent` goes."""
         ...
 
 

@@ -159,9 +159,20 @@ class PrefillOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithdrawOrder:
-    """Give a prompt back that waits for its prefill. The stages of its own order tell whether it did."""
+    """Give back a prompt that waits for its prefill, or its KVCache while it waits to be sent. The stages of
+    its own order tell whether it did."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedirectOrder:
+    """Send KVCache that was given back to this decode engine, which holds so much of it."""
+
+    request_id: str
+    decode_host: str
+    decode_port: int
+    held_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,5 +214,5 @@ class VerifyOrder(Spec):
     tokens: tuple[int, ...]
 
 
-EngineTask = PrefillOrder | WithdrawOrder | DecodeOrder | ReceiveCopy | SendCopy | VerifyOrder
+EngineTask = PrefillOrder | WithdrawOrder | RedirectOrder | DecodeOrder | ReceiveCopy | SendCopy | VerifyOrder
 """What a process that runs is asked to do."""

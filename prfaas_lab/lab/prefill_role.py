@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import asdict
@@ -19,12 +20,22 @@ from prfaas_lab.lab.cache_ports import CachePorts
 from prfaas_lab.lab.egress import told
 from prfaas_lab.lab.engine_parts import cache_of, end_of
 from prfaas_lab.lab.executors import prefill_executor
-from prfaas_lab.lab.orders import HANDOVER_BYTES, EngineOrder, PrefillOrder, WithdrawOrder, handover_key
+from prfaas_lab.lab.orders import (
+    HANDOVER_BYTES,
+    EngineOrder,
+    PrefillOrder,
+    RedirectOrder,
+    WithdrawOrder,
+    handover_key,
+)
 from prfaas_lab.lab.stages import StageStream
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.transport import KVReceiver, KVSender
+from prfaas_lab.transport import KVReceiver, KVSender, Outgoing, Sent
+from prfaas_lab.transport.errors import TransferWithdrawn
+from prfaas_lab.transport.outgoing import Encoded
 
-_ORDER, _WITHDRAW_ORDER = TypeAdapter(PrefillOrder), TypeAdapter(WithdrawOrder)
+_ORDER = TypeAdapter(PrefillOrder)
+_WITHDRAW_ORDER, _REDIRECT_ORDER = TypeAdapter(WithdrawOrder), TypeAdapter(RedirectOrder)
 
 
 class PrefillRole:
@@ -39,6 +50,7 @@ class PrefillRole:
         )
         self._order, self._sender = order, end_of(KVSender, order, executor.layout)
         self._receiver = receiver
+        self._sending: dict[str, _Sending] = {}
 
     async def open(self, stack: AsyncExitStack) -> list[web.RouteDef]:
         if self._cache is not None:
@@ -49,6 +61,7 @@ class PrefillRole:
             web.get("/state", self._state),
             web.post("/prefill", self._prefill),
             web.post("/prefill/withdraw", self._withdraw),
+            web.post("/prefill/redirect", self._redirect),
             *await self._copies(stack),
         ]
 
@@ -97,7 +110,7 @@ class PrefillRole:
                 with self._in_transit(result):
                     if self._cache is not None:
                         await stages.say("cache", **news_of(self._cache.pool, in_full=order.tell_all))
-                    sent = await outgoing.finish()
+                    sent = await self._deliver(order, outgoing, stages)
             except Withdrawn as withdrawn:
                 outgoing.withdraw()
                 await stages.say("withdrawn", since=withdrawn.since)
@@ -108,8 +121,42 @@ class PrefillRole:
             await stages.say("sent", **asdict(sent))
         return stages.response
 
+    async def _deliver(self, order: PrefillOrder, outgoing: Outgoing, stages: StageStream) -> Sent:
+        """Wait until the receiver has it all: another one, if it is withdrawn before any of it was sent."""
+        sending = self._sending[order.request_id] = _Sending(outgoing, order.held_tokens)
+        try:
+            while True:
+                try:
+                    return await sending.outgoing.finish()
+                except TransferWithdrawn:
+                    await stages.say("unsent")
+                    await self._redirected(sending, await sending.redirect)  # or its caller goes away
+        finally:
+            del self._sending[order.request_id]
+
+    async def _redirected(self, sending: _Sending, order: RedirectOrder) -> None:
+        sending.outgoing = outgoing = await self._sender.open(
+            order.request_id, (order.decode_host, order.decode_port)
+        )
+        for key, size_bytes, wire in sending.segments:
+            if self._is_increment(key, order.held_tokens):
+                outgoing.send_encoded(key, size_bytes, wire)
+        sending.held_tokens, sending.segments = order.held_tokens, []
+
     async def _withdraw(self, http: web.Request) -> web.Response:
-        self._engine.withdraw(_WITHDRAW_ORDER.validate_json(await http.read()).request_id)
+        request_id = _WITHDRAW_ORDER.validate_json(await http.read()).request_id
+        self._engine.withdraw(request_id)
+        sending = self._sending.get(request_id)
+        if sending is not None and sending.outgoing.is_unsent and not sending.held_tokens:
+            sending.redirect = asyncio.get_running_loop().create_future()
+            sending.segments = sending.outgoing.withdraw()
+        return web.json_response({})
+
+    async def _redirect(self, http: web.Request) -> web.Response:
+        order = _REDIRECT_ORDER.validate_json(await http.read())
+        sending = self._sending.get(order.request_id)
+        if sending is not None and not sending.redirect.done():
+            sending.redirect.set_result(order)
         return web.json_response({})
 
     def _in_transit(self, result: PrefillResult) -> AbstractContextManager[object]:
@@ -122,8 +169,23 @@ class PrefillRole:
         """Sends only the increment: not the growing cache of tokens that the receiver holds already."""
 
         def emit(key: SegmentKey, segment: memoryview) -> None:
-            growing = self._layout.part(key).kind == "growing"
-            if not growing or key.chunk * self._layout.chunk_tokens >= held_tokens:
+            if self._is_increment(key, held_tokens):
                 send(key, segment)
 
         return emit
+
+    def _is_increment(self, key: SegmentKey, held_tokens: int) -> bool:
+        if key == handover_key() or self._layout.part(key).kind != "growing":
+            return True
+        return key.chunk * self._layout.chunk_tokens >= held_tokens
+
+
+class _Sending:
+    """A prompt's KVCache, all of it there, on its way."""
+
+    def __init__(self, outgoing: Outgoing, held_tokens: int) -> None:
+        self.outgoing, self.held_tokens = outgoing, held_tokens
+        """And how much of it the receiver holds, so that it is here no more."""
+        self.segments: list[Encoded] = []
+        """That were withdrawn, and wait for `redirect`."""
+        self.redirect: asyncio.Future[RedirectOrder] = asyncio.get_running_loop().create_future()

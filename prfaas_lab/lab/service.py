@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -20,7 +20,7 @@ from prfaas_lab.lab.cache_news import PromptNames
 from prfaas_lab.lab.engines import Engine, Hold
 from prfaas_lab.lab.fleet import Fleet
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
-from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder, RedirectOrder
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router.values import Costs, DatacenterView, PathView, Placement, Plan, Role, Route, View
@@ -69,6 +69,8 @@ class _Flight(Struct):
     decode_hold: Hold | None = None
     since: float | None = None
     """When it came in line for its prefill, where it has been moved since."""
+    moving: Literal["", "prefill", "transfer"] = ""
+    """What goes on once decode has memory for it."""
 
 
 class Service:
@@ -164,26 +166,30 @@ class Service:
         return self._view
 
     def relieve(self, engine: Engine) -> None:
-        """Move what an engine that drains has in hand, and whose prefill has not begun, to the engine of its
-        role and datacenter that has least. Now, or when its prefill engine has given it back: ask again
-        until there is none."""
+        """Move what an engine that drains has in hand to that of its role and datacenter which has least:
+        requests whose prefill has not begun, and those that are to be decoded there and of whose KVCache
+        nothing has been sent. Now, or when their prefill engine gives them back: ask until none is left."""
         if self.view().idlest(engine.role, engine.datacenter) is None:
             return
         for flight in list(self._flights.values()):
             placed = flight.placement
-            if flight.stage == "prefill" and placed and engine.name in (placed.prefill, placed.decode):
+            if placed is None or flight.stage not in ("prefill", "transfer"):
+                continue
+            if engine.name == placed.decode or (engine.name == placed.prefill and flight.stage == "prefill"):
                 flight.ends.withdraw("/prefill")
 
     def _move(self, flight: _Flight) -> None:
-        """Its prompt was given back: to other engines with it, where those that it was placed on drain. Its
-        memory is reserved first, and it keeps its place in line."""
+        """It was given back: to other engines with it, where those that it was placed on drain. Its memory is
+        reserved first, and a prompt keeps its place in line."""
         before, view = flight.placement, self.view()
         assert before is not None, "it was placed"
         assert flight.hold is not None, "at one engine"
         assert flight.decode_hold is not None, "and at another"
         if self.caches is not None and flight.prompt is not None:
             view = self.caches.matched(view, flight.prompt)
-        prefill, decode = self._instead(before.prefill, view), self._instead(before.decode, view)
+        prefill, decode = before.prefill, self._instead(before.decode, view)
+        if flight.moving == "prefill":
+            prefill = self._instead(prefill, view)
         placement = flight.placement = replace(before, prefill=prefill, decode=decode, copy_from=None)
         if placement != before:
             self._ledger.record(
@@ -195,7 +201,7 @@ class Service:
             flight.hold.release()
             flight.hold = self._prefill_hold(flight, placement)
         if decode == before.decode:
-            self._begin_prefill(flight, placement)
+            self._go_on(flight, placement)
             return
         flight.ends.give_up("/decode")
         flight.decode_hold.release()
@@ -204,6 +210,22 @@ class Service:
             self.committed[flight.way] += self._held(flight)
         flight.held_tokens, flight.stage = 0, "reserve"
         self._begin_decode(flight, self._engines[decode])
+
+    def _go_on(self, flight: _Flight, placement: Placement) -> None:
+        """Decode has memory for what was given back."""
+        what, flight.moving = flight.moving, ""
+        if what == "prefill":
+            self._begin_prefill(flight, placement)
+            return
+        flight.stage = "transfer"
+        host, port = self._network.data_address(placement.prefill, placement.decode)
+        order = RedirectOrder(
+            request_id=flight.request.id,
+            decode_host=host,
+            decode_port=port,
+            held_tokens=flight.held_tokens,
+        )
+        flight.ends.redirect("/prefill", order)
 
     def _instead(self, name: str, view: View) -> str:
         """The engine itself, unless it drains and there is another."""
@@ -318,8 +340,8 @@ class Service:
                 flight.held_tokens = stage.get("held_tokens", 0)
                 if flight.way is not None:
                     self.committed[flight.way] -= self._held(flight)
-                if flight.placement and flight.since is not None:
-                    self._begin_prefill(flight, flight.placement)
+                if flight.placement and flight.moving:
+                    self._go_on(flight, flight.placement)
                 else:
                     flight.reserved.set_result(None)
             case "received":
@@ -360,7 +382,11 @@ class Service:
                     flight.stage = "transfer"
             case "withdrawn":
                 flight.ends.give_up("/prefill")
-                flight.since = stage["since"]
+                flight.since, flight.moving = stage["since"], "prefill"
+                if not flight.ends.over.done():
+                    self._move(flight)
+            case "unsent":
+                flight.moving = "transfer"
                 if not flight.ends.over.done():
                     self._move(flight)
             case "sent":

@@ -17,7 +17,14 @@ from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.fluid_transfer import Transfer
 from prfaas_lab.lab.engines import Ended, EngineClient, OpenOrder, Tell
-from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask, PacedModel, PrefillOrder
+from prfaas_lab.lab.orders import (
+    HANDOVER_BYTES,
+    DecodeOrder,
+    EngineTask,
+    PacedModel,
+    PrefillOrder,
+    RedirectOrder,
+)
 from prfaas_lab.lab.simulated_cache import SimulatedCache
 from prfaas_lab.lab.simulated_sharing import PartedTransfer
 
@@ -82,6 +89,10 @@ class SimulatedPrefill:
             return self._network.send(self.name, order.decode_host, pieces, on_arrived)
         pair = (self.name, order.decode_host)
         return PartedTransfer(self._network, self._clock, pair, pieces, on_arrived)
+
+    def send_made(self, host: str, size: int, on_arrived: Callable[[float], None]) -> Transfer:
+        """Send KVCache that is all there."""
+        return self._network.send(self.name, host, [(0.0, size)], on_arrived)
 
     def size(self, tokens: int) -> int:
         """Bytes of a transfer of so many tokens."""
@@ -160,8 +171,16 @@ class _Prefilling(Job):
             self._kept.sent()
 
     def withdraw(self) -> None:
-        if self._client.engine.withdraw(self):
+        if self._on_its_way is None and self._client.engine.withdraw(self):
             self._tell({"stage": "withdrawn", "since": self.since})
+        elif self._computed and self._transfer is not None and self._transfer.waits:
+            self._transfer.cancel()
+            self._transfer = None
+            self._tell({"stage": "unsent"})
+
+    def redirect(self, order: RedirectOrder) -> None:
+        self._size = self._client.size(self._order.prompt_tokens - order.held_tokens)
+        self._transfer = self._client.send_made(order.decode_host, self._size, self._on_arrived)
 
     def find_cached(self) -> int:
         return self._kept.look() if self._kept else 0
@@ -262,7 +281,10 @@ class _Decoding(Sequence):
             self._client.engine.leave(self)
 
     def withdraw(self) -> None:
-        """It is no prompt that waits."""
+        """It goes on."""
+
+    def redirect(self, order: RedirectOrder) -> None:
+        raise AssertionError("it was never given back")
 
     def _close(self) -> None:
         self._open = False

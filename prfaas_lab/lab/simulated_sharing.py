@@ -31,6 +31,11 @@ class PartedTransfer:
             made_at += seconds
             self._open.append(clock.tell_at(made_at, self._send, size))
 
+    @property
+    def waits(self) -> bool:
+        """Of parts that are sent as they are made, nobody asks: the first leaves at once."""
+        return False
+
     def cancel(self) -> None:
         for each in self._open:
             each.cancel()

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from prfaas_lab.errors import EngineError, LabError
 from prfaas_lab.lab.engines import Ended, OpenOrder, Tell
+from prfaas_lab.lab.orders import RedirectOrder
 
 
 class StageStream:
@@ -67,7 +68,7 @@ async def read_stages(response: aiohttp.ClientResponse, engine: str) -> AsyncIte
     raise EngineError("went away in the middle of an order", where=engine)
 
 
-Ask = Callable[[], Awaitable[object]]
+Ask = Callable[[RedirectOrder | None], Awaitable[object]]
 _Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
@@ -79,10 +80,10 @@ class Followed:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def follow(
-        self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended, withdraw: Ask
+        self, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended, ask: Ask
     ) -> OpenOrder:
-        """See EngineClient.begin. `withdraw` asks for the order back."""
-        return _Followed(self._start, stages, tell, ended, withdraw)
+        """See EngineClient.begin. `ask` asks for the order back, or redirects it."""
+        return _Followed(self._start, stages, tell, ended, ask)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -101,10 +102,10 @@ class _Followed:
 
     def __init__(
         self, start: _Start, stages: AsyncGenerator[dict[str, Any], None], tell: Tell, ended: Ended,
-        withdraw: Ask,
+        ask: Ask,
     ) -> None:  # fmt: skip
         self._start, self._stages, self._tell, self._ended = start, stages, tell, ended
-        self._withdraw = withdraw
+        self._ask = ask
         self._given_up = False
         self._following = start(self._follow())
         self._asking: asyncio.Task[None] | None = None
@@ -115,11 +116,20 @@ class _Followed:
 
     def withdraw(self) -> None:
         if self._asking is None or self._asking.done():
-            self._asking = self._start(self._ask())
+            self._asking = self._start(self._withdraw())
 
-    async def _ask(self) -> None:
-        with suppress(EngineError):  # an engine that is gone ends the order itself
-            await self._withdraw()
+    def redirect(self, order: RedirectOrder) -> None:
+        self._start(self._redirect(order))
+
+    async def _withdraw(self) -> None:
+        with suppress(EngineError):  # then it just goes on, or ends as its engine did
+            await self._ask(None)
+
+    async def _redirect(self, order: RedirectOrder) -> None:
+        try:
+            await self._ask(order)
+        except EngineError as error:
+            self._end(error)
 
     async def _follow(self) -> None:
         try:

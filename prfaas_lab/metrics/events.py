@@ -94,8 +94,8 @@ class RequestRouted(RequestEvent, frozen=True, kw_only=True):
 
 
 class RequestMoved(RequestEvent, frozen=True, kw_only=True):
-    """Before its prefill began it was given to other engines, since one of those it had been placed on is to
-    change its role."""
+    """It was given to other engines, since one of those it had been placed on is to change its role: before
+    its prefill began, or (to decode it elsewhere) before any of its KVCache was sent."""
 
     prefill: str
     decode: str

@@ -48,3 +48,7 @@ class CorruptSegment(TransportError):
 
 class TransferCancelled(TransportError):
     """One of the two sides gave the transfer up."""
+
+
+class TransferWithdrawn(TransferCancelled):
+    """Its sender will not send it from here after all; nothing of it was."""

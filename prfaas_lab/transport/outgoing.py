@@ -12,7 +12,7 @@ from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.carried import Frame
 from prfaas_lab.transport.encoding import Encoder, Encoding
-from prfaas_lab.transport.errors import TransferCancelled
+from prfaas_lab.transport.errors import TransferCancelled, TransferWithdrawn
 from prfaas_lab.transport.frames import (
     MAX_PIECES,
     MAX_U16,
@@ -25,6 +25,9 @@ from prfaas_lab.transport.frames import (
     encode_control,
     encode_data,
 )
+
+Encoded = tuple[SegmentKey, int, memoryview]
+"""A segment, its size in memory, and what goes on the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +139,26 @@ class Outgoing:
             TransferCancelled(f"transfer {self.transfer_id} was cancelled by its sender"), tell_peer=True
         )
 
-    def withdraw(self) -> None:
-        """Nothing was sent, nor will be from here. The receiver is not told: it may get the transfer from
-        somebody else."""
-        assert not self.payload_bytes, "some of it was sent"
-        self._end(TransferCancelled(f"transfer {self.transfer_id} was withdrawn"), tell_peer=False)
+    @property
+    def is_unsent(self) -> bool:
+        """All of it waits, ready to go."""
+        is_whole = self._finish_at is not None and not self._is_encoding
+        return is_whole and not self.ended and not self.taken_bytes
+
+    def withdraw(self) -> list[Encoded]:
+        """Nothing was sent, nor will be from here: what was to be, and `finish` raises TransferWithdrawn. The
+        receiver is not told: it may get the transfer from elsewhere."""
+        assert not self.taken_bytes, "some of it was sent"
+        segments = [(SegmentKey(*key), size_bytes, wire) for key, size_bytes, wire, _ in self._waiting]
+        self._end(TransferWithdrawn(f"transfer {self.transfer_id} was withdrawn"), tell_peer=False)
+        return segments
+
+    def send_encoded(self, key: SegmentKey, size_bytes: int, wire: memoryview) -> None:
+        """Queue a segment of a transfer that was withdrawn."""
+        self._raise_if_failed()
+        self._keys.add((key.layer, key.part, key.chunk))
+        self.payload_bytes += size_bytes
+        self._enqueue(key, size_bytes, wire)
 
     # -- what its connections call -------------------------------------------------------------
 

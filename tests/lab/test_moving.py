@@ -32,6 +32,8 @@ ROLES: dict[str, Literal["prefill", "decode"]] = {
     "p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode", "d2": "decode",
 }  # fmt: skip
 CHUNK = 128
+WINDOW_BYTES = 2**16
+"""Less than one prompt's KVCache: the next one waits in line."""
 PATIENCE_S = 20.0
 
 
@@ -45,7 +47,7 @@ def paced() -> Pace:
         kvcache=CacheCurve(source="a test", knots=((1024, 2**20),)),
         decode=Decode(bs_max=8, step=StepCurve(source="a test", knots=((8, 0.005),))),
     )
-    model = PacedModel(title="made up", token_bytes=64, state_bytes=4096)
+    model = PacedModel(title="made up", token_bytes=1024, state_bytes=4096)
     return Pace(model=model, profile=profile, time_scale=1.0)
 
 
@@ -116,7 +118,9 @@ class Loopback:
 
 
 @asynccontextmanager
-async def deployed(folder: Path, pace: Pace | None, model: Any = None) -> AsyncIterator[Deployment]:
+async def deployed(
+    folder: Path, transport: TransportSettings, pace: Pace | None, model: Any
+) -> AsyncIterator[Deployment]:
     ports: dict[str, int] = {}
     roles: dict[str, Any] = {}
     engines: dict[str, Engine] = {}
@@ -125,7 +129,7 @@ async def deployed(folder: Path, pace: Pace | None, model: Any = None) -> AsyncI
             order = EngineOrder(
                 name=name, role=kind, netns=None, control_socket=str(folder / name), log="", host="127.0.0.1",
                 port=0, key_hex="00" * 32, settings=EngineSettings(chunk=CHUNK),
-                transport=TransportSettings(), pace=pace,
+                transport=transport, pace=pace,
             )  # fmt: skip
             role = PrefillRole(order, model) if kind == "prefill" else DecodeRole(order, model)
             app = web.Application(client_max_size=2**26)
@@ -155,14 +159,16 @@ async def deployed(folder: Path, pace: Pace | None, model: Any = None) -> AsyncI
         yield lab
 
 
-@pytest.fixture(params=["paced", pytest.param("real", marks=pytest.mark.model)])
+@pytest.fixture(params=["paced", "zstd", pytest.param("real", marks=pytest.mark.model)])
 async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployed(tmp_path, *engines_of(request.param)) as lab:
+    compression: Literal["none", "zstd"] = "zstd" if request.param == "zstd" else "none"
+    transport = TransportSettings(window=WINDOW_BYTES, compression=compression)
+    async with deployed(tmp_path, transport, *engines_of(request.param)) as lab:
         yield lab
 
 
 def engines_of(kind: str) -> tuple[Pace | None, Any]:
-    if kind == "paced":
+    if kind != "real":
         return paced(), None
     from prfaas_lab.model.torch_build import build
 
@@ -248,6 +254,33 @@ async def test_prompts_that_wait_for_a_prefill_engine_that_drains_go_to_another(
     assert await lab.is_idle()
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_kvcache_that_waits_in_line_goes_elsewhere_and_what_is_on_the_wire_comes(
+    lab: Deployment, resumed: bool
+) -> None:
+    """Nothing comes through to d0: the first of its three transfers is on the wire, the others wait. With
+    `resumed`, it takes up its role again before they have moved."""
+    receiver = lab.roles["d0"].receiver
+    receiver.pause()
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(lab.service.serve(ask(number))) for number in range(6)]
+        await lab.until(lambda: len(lab.started) == 6 and lab.ledger.tally.completed == 3)
+        if resumed:
+            lab.engines["d0"].draining = True
+            lab.service.relieve(lab.engines["d0"])
+            lab.engines["d0"].draining = False
+        else:
+            draining = group.create_task(lab.drain("d0"))
+            await lab.until(lambda: lab.ledger.tally.completed == 5)
+            assert not draining.done()
+        receiver.resume()
+    assert is_right(lab, [task.result() for task in tasks])
+    decoded = [record.decode for record in lab.ledger.tally.requests.values()]
+    assert lab.moved == ([] if resumed else ["r2", "r4"])
+    assert decoded == ["d0", "d1"] * 3 if resumed else ["d0", "d1", "d2", "d1", "d2", "d1"]
+    assert await lab.is_idle()
+
+
 async def test_where_nobody_else_is_what_drains_keeps_what_it_has(lab: Deployment) -> None:
     for name in ("d1", "d2"):
         lab.engines[name].alive = False
@@ -257,13 +290,44 @@ async def test_where_nobody_else_is_what_drains_keeps_what_it_has(lab: Deploymen
     assert await lab.is_idle()
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.002, 0.005, 0.01])
-async def test_requests_that_are_given_up_while_they_move_leave_nothing_behind(
-    lab: Deployment, pause_s: float
+@pytest.mark.parametrize("sending", [False, True])
+async def test_a_request_whose_new_engine_has_no_memory_for_it_fails_and_frees_what_it_had(
+    lab: Deployment, sending: bool
 ) -> None:
     proceed = hold_up(lab.roles["p0"]._engine._executor)
+    lab.roles["d0"].receiver.pause()
+    lab.roles["d2"]._engine._max_reserved_bytes = 0
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(lab.service.serve(ask(number))) for number in range(6)]
+        await lab.until(lambda: lab.roles["p0"].stats.queued == 5)
+        if sending:
+            proceed.set()
+            await lab.until(lambda: len(lab.started) == 6 and lab.ledger.tally.completed == 3)
+        group.create_task(lab.drain("d0"))
+        await lab.until(lambda: lab.ledger.tally.failed > 0)
+        lab.roles["d2"]._engine._max_reserved_bytes = 2**30
+        proceed.set()
+        lab.roles["d0"].receiver.resume()
+    failed = [record for record in lab.ledger.tally.requests.values() if record.outcome == "failed"]
+    assert {record.failure_stage for record in failed} == {"reserve"}
+    assert all("do not fit" in record.failure_reason for record in failed)
+    assert [task.result() for task in tasks].count(None) == len(failed)
+    assert await lab.is_idle()
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.002, 0.005, 0.01])
+@pytest.mark.parametrize("sending", [False, True])
+async def test_requests_that_are_given_up_while_they_move_leave_nothing_behind(
+    lab: Deployment, sending: bool, pause_s: float
+) -> None:
+    """Prompts in line, or KVCache in line."""
+    proceed = hold_up(lab.roles["p0"]._engine._executor)
+    lab.roles["d0"].receiver.pause()
     tasks = [asyncio.ensure_future(lab.service.serve(ask(number))) for number in range(6)]
     await lab.until(lambda: lab.roles["p0"].stats.queued == 5)
+    if sending:
+        proceed.set()
+        await lab.until(lambda: len(lab.started) == 6 and lab.ledger.tally.completed == 3)
     lab.engines["d0"].draining = True
     lab.service.relieve(lab.engines["d0"])
     await asyncio.sleep(pause_s)
@@ -271,9 +335,9 @@ async def test_requests_that_are_given_up_while_they_move_leave_nothing_behind(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     proceed.set()
-    assert lab.ledger.tally.failed == 6
+    lab.roles["d0"].receiver.resume()
+    assert lab.ledger.tally.completed == (3 if sending else 0)
+    assert lab.ledger.tally.in_flight == 0
     assert await lab.is_idle()
     lab.engines["d0"].draining = False
-    lab.ledger.tally.requests.clear()
-    lab.started.clear()
-    assert await lab.service.serve(ask(9)) is not None
+    assert await lab.service.serve(ask(8)) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,14 @@ from prfaas_lab.lab.scheduler import Scheduler
 from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.metrics.codec import decode
-from prfaas_lab.metrics.events import Event, PlanChanged, RequestSubmitted, RoleChanged
+from prfaas_lab.metrics.events import (
+    Event,
+    PlanChanged,
+    PrefillFinished,
+    RequestMoved,
+    RequestSubmitted,
+    RoleChanged,
+)
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.planner.fleet import fleet_of
 from prfaas_lab.planner.lengths import law_of
@@ -55,6 +63,31 @@ def test_when_the_mix_changes_instances_convert_and_nothing_is_lost(
     assert all("prefill-bound" in event.reason and event.switch_s >= 0.99 for event in converted)
     assert (summary["failed"], summary["in_flight"]) == (0, 0)
     assert summary["submitted"] == summary["completed"]
+
+
+@pytest.mark.parametrize("name", ["drift", "bandwidth-bound"])
+def test_what_is_moved_off_an_instance_that_drains_is_served_once_by_another(
+    name: str, tmp_path: Path
+) -> None:
+    """Before its prefill, and on a link that binds also after it."""
+    summary, _ = run(name, "prfaas", tmp_path)
+    events = [decode(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    prefilled = Counter(event.request_id for event in events if isinstance(event, PrefillFinished))
+    moved = {event.request_id: event for event in events if isinstance(event, RequestMoved)}
+    late = {
+        event.request_id
+        for event in events
+        if isinstance(event, PrefillFinished)
+        and event.request_id in moved
+        and event.at_s < moved[event.request_id].at_s
+    }
+    assert moved
+    assert bool(late) == (name == "bandwidth-bound")
+    assert summary["completed"] == summary["submitted"] == len(prefilled) == prefilled.total()
+    rows = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert all(row["decode"] == row["destination"] and row["prefill"] == row["source"] for row in rows)
+    assert all(row["decode"] == moved[row["id"]].decode for row in rows if row["id"] in moved)
+    assert not any(row["violations"] for row in rows)
 
 
 def test_a_static_threshold_makes_no_decisions(tmp_path: Path) -> None:
