@@ -226,6 +226,12 @@ class Lane:
                 return False
         return True
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else is under way on any of its resources."""
+        others = [len(resource.active) - (self in resource.active) for resource in self.resources]
+        return not any(others)
+
     def due(self) -> float:
         """When its next greedy flow is sent, or has caught up with its sender."""
         due, level, share = math.inf, self.level, self.share

@@ -12,6 +12,8 @@ def joined(lane: Lane) -> list[Lane]:
     """A lane, and all that share a resource that could be full with it, or with one that does, and so on.
 
     One that was full when shares were last found counts as well: whoever it held back may have more now."""
+    if lane.alone:
+        return [lane]
     found, near, looked = {lane}, [lane], set[Resource]()
     for one in near:
         for resource in one.resources:

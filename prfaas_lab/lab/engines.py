@@ -134,7 +134,7 @@ class Engine:
     def wait(self, prompt_tokens: int, prefill_s: float) -> None:
         """So much more is to be computed; or less."""
         self.waiting_tokens += prompt_tokens
-        self._waiting_s += prefill_s
+        self._waiting_s = self._waiting_s + prefill_s if self.waiting_tokens else 0.0
         self.waiting_s = max(0.0, round(self._waiting_s, 9))
         self.changed()
 

@@ -63,20 +63,26 @@ class Sketch:
         self._low, self._high = math.inf, -math.inf
 
     def add(self, value: float) -> None:
-        self.extend((value,))
+        self.count += 1
+        self._sum += value
+        self._squares += value * value
+        self._low, self._high = min(self._low, value), max(self._high, value)
+        self._buckets[math.ceil(math.log(max(value, _SMALLEST)) / _LOG_BASE)] += 1
 
-    def extend(self, values: Sequence[float]) -> None:
+    def extend(self, values: array[float]) -> None:
         """Count them; the same as one by one, to the last digit."""
         if not values:
             return
-        self.count += len(values)
-        for value in values:
-            self._sum += value
-            self._squares += value * value
-        self._low, self._high = min(self._low, min(values)), max(self._high, max(values))
-        log, ceil = math.log, math.ceil
-        buckets = [ceil(log(value if value > _SMALLEST else _SMALLEST) / _LOG_BASE) for value in values]
-        self._buckets.update(buckets)
+        import numpy as np  # few runs are so long that they need it
+
+        several = np.asarray(values, np.float64)
+        self.count += len(several)
+        # numpy's sum() would add them in pairs.
+        self._sum = float(np.add.accumulate(np.concatenate(([self._sum], several)))[-1])
+        self._squares = float(np.add.accumulate(np.concatenate(([self._squares], several**2)))[-1])
+        self._low, self._high = min(self._low, float(several.min())), max(self._high, float(several.max()))
+        buckets = np.ceil(np.log(np.maximum(several, _SMALLEST)) / _LOG_BASE).astype(int)
+        self._buckets.update(buckets.tolist())
 
     def merge(self, other: Sketch) -> None:
         """Count the other's values too."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,6 +57,16 @@ def test_merging_sketches_is_counting_both(left: list[float], right: list[float]
     assert one.count == both.count
     assert one.percentile(90) == both.percentile(90)
     assert one.statistics().mean == pytest.approx(both.statistics().mean)
+
+
+@given(VALUES, VALUES)
+def test_a_sketch_of_many_at_once_is_that_of_each(first: list[float], then: list[float]) -> None:
+    one, many = Sketch(), Sketch()
+    for values in (first, then):
+        for value in values:
+            one.add(value)
+        many.extend(array("d", values))
+    assert vars(one) == vars(many)
 
 
 def test_a_sketch_takes_zeros() -> None:
