@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterable
@@ -68,8 +69,14 @@ def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, help=_unwrapped(command.__doc__))(command)
     return app
+
+
+def _unwrapped(docstring: str) -> str:
+    """As wide as the terminal, not as the source; but for paragraphs that begin with a backspace."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(p if p.startswith("\b") else p.replace("\n", " ") for p in paragraphs)
 
 
 def listing() -> typer.Typer:

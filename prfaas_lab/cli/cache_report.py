@@ -27,6 +27,9 @@ def cache_report(
           prfaas-lab cache-report runs/chats
     """
     events = run / "events.jsonl"
+    if not events.is_file() and (run / "summary.json").is_file():
+        remedy = "simulate it with --events"
+        raise LabError("has no events.jsonl, which the report is made of", where=str(run), remedy=remedy)
     if not events.is_file():
         raise LabError("holds no run", where=str(run), remedy="give the directory a run was written to")
     tally = Tally.of(read_events(events))

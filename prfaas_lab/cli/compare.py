@@ -49,7 +49,8 @@ def compare(
 
     \b
     Next: prfaas-lab compare scenarios/paper-case-study.yaml --seeds 3
-          prfaas-lab compare scenarios/multi-turn.yaml --policies cache-aware,cache-aware@cache-off
+          prfaas-lab compare scenarios/multi-turn.yaml \\
+              --policies cache-aware,cache-aware@cache-off
     """
     names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
     if not names:
@@ -86,10 +87,10 @@ def _line(run: Measured) -> str:
 
 def _table(comparison: Comparison) -> Table:
     reference = comparison.rows[0].policy
-    table = Table(title=f"{comparison.scenario}, steady state, seeds {_span(comparison.seeds)}", box=None)
-    table.add_column("policy")
+    table = Table(title=f"{comparison.scenario}, steady state, seeds {_span(comparison.seeds)}", box=None, padding=(0, 1, 0, 0))
+    table.add_column("policy", no_wrap=True)
     for title in (
-        "P/p/d", "t", "offloaded", "req/s", "predicted", "off by", f"{reference} gains", "p90 TTFT",
+        "P/p/d", "t", "offloaded", "req/s", "model", "off by", f"{reference} gains", "p90 TTFT",
         "verdict",
     ):  # fmt: skip
         table.add_column(title, justify="right")

@@ -69,6 +69,8 @@ def plan(
     """Plan a deployment: threshold, prefill and decode instances, throughput, and what binds."""
     if paper == (file is not None):
         raise typer.BadParameter("give a topology or scenario file, or --paper")
+    if load is not None and load >= 1:
+        raise typer.BadParameter("--load lies below 1: at all of Lambda_max a queue grows without end")
     console = Console()
     if paper:
         tables = recompute()
@@ -86,7 +88,7 @@ def plan(
     report = plan_of(found(file), against=_policies(against), extensions=extensions)
     if heatmap is not None:
         save_heat_map(report, heatmap)
-    _show(console, as_json, report.as_dict(), plan_screen(report))
+    _show(console, as_json, report.as_dict(), plan_screen(report, width=console.width))
 
 
 def _show(console: Console, as_json: bool, values: dict[str, Any], screen: Any) -> None:

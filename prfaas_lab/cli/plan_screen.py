@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +23,7 @@ _RAMP = ("#3b0f70", "#641a80", "#8c2981", "#b73779", "#de4968", "#f7705c", "#fe9
 _CELL = 7
 
 
-def plan_screen(report: PlanReport) -> Iterator[RenderableType]:
+def plan_screen(report: PlanReport, *, width: int = 100) -> Iterator[RenderableType]:
     """Everything `prfaas-lab plan FILE` prints."""
     yield _heading(report)
     yield deployments_table("Paper mode: T at the mean length", report.deployments)
@@ -31,7 +32,7 @@ def plan_screen(report: PlanReport) -> Iterator[RenderableType]:
     if is_case_study(report):
         yield rows_table("Table 6 of the paper beside ours (paper mode)", table_6_rows(report.deployments))
     if report.heat is not None:
-        yield heat_map(report.heat, report.deployments["prfaas"])
+        yield heat_map(report.heat, report.deployments["prfaas"], width=width)
 
 
 def paper_screen(report: PaperReport) -> Iterator[RenderableType]:
@@ -45,8 +46,10 @@ def paper_screen(report: PaperReport) -> Iterator[RenderableType]:
 
 
 def deployments_table(title: str, deployments: Mapping[Any, Deployment]) -> Table:
-    """One column per policy."""
-    table = Table(title=title, title_justify="left")
+    """One column per policy; four of them fit in 80 columns."""
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
+    )
     table.add_column("")
     for name in deployments:
         table.add_column(str(name), justify="right")
@@ -158,7 +161,7 @@ _RATE = _or_dash(lambda value: f"{value:.3f}")
 _SECONDS = _or_dash(lambda value: f"{value:.3f}")
 _LINES: tuple[tuple[str, Callable[[Deployment], str]], ...] = (
     ("Lambda_max (req/s)", lambda d: _RATE(d.lambda_max)),
-    ("what binds", lambda d: d.bottleneck),
+    ("what binds", lambda d: d.bottleneck.replace("+", " + ")),
     ("threshold t (tokens)", lambda d: _TOKENS(d.threshold_tokens)),
     ("N_prfaas / N_p / N_d", lambda d: f"{d.n_prfaas}/{d.n_p}/{d.n_d}"),
     ("Theta_prfaas (req/s)", lambda d: _RATE(d.theta_prfaas)),

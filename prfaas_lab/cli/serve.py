@@ -61,9 +61,10 @@ def serve(
     Ctrl-C refuses new requests and drains; a second one stops at once. Either way nothing is left behind.
 
     \b
-    Next: curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
-            -d '{"prompt": "Hello", "max_tokens": 16}'
-          prfaas-lab ctl link wan --rate 20Mbit --lasts 30s
+    Next: curl http://127.0.0.1:8000/v1/completions \\
+              -H 'Content-Type: application/json' \\
+              -d '{"prompt": "Hello", "max_tokens": 16}'
+          prfaas-lab ctl link wan --rate 20Gbit --lasts 30s
     """
     if scale is not None and not 0 < scale <= 1:
         raise typer.BadParameter("--scale lies above 0, and at 1 at most")
@@ -123,7 +124,9 @@ def state(url: Url = _URL, api_key_file: ApiKeyFile = None) -> None:
 @ctl.command()
 def link(
     name: Annotated[str, typer.Argument(help="A link of the topology.")],
-    rate: Annotated[str | None, typer.Option(help="e.g. 20Mbit; 0 lets nothing pass.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="As in the topology, e.g. 20Gbit; 0 lets nothing pass.")
+    ] = None,
     delay: Annotated[str | None, typer.Option(help="One way, e.g. 25ms.")] = None,
     jitter: Annotated[str | None, typer.Option(help="e.g. 2ms.")] = None,
     loss: Annotated[str | None, typer.Option(help="e.g. 0.1%.")] = None,

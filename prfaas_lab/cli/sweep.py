@@ -57,8 +57,9 @@ def sweep(
     """Simulate every combination of a grid, into one tidy table.
 
     \b
-    Next: prfaas-lab sweep scenarios/paper-case-study.yaml --grid policy=threshold,local-only
-              --grid topology.links.vpc.rate=5Gbit,20Gbit,100Gbit --seeds 2 --plots
+    Next: prfaas-lab sweep scenarios/paper-case-study.yaml --seeds 2 --plots \\
+              --grid policy=threshold,local-only \\
+              --grid topology.links.vpc.rate=5Gbit,20Gbit,100Gbit
     """
     if address is not None and executor is not Where.ray:
         raise UsageError("is of a Ray cluster", where="--address", remedy="add --executor ray")

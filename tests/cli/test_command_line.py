@@ -45,6 +45,24 @@ def test_every_command_says_what_it_does(name: str) -> None:
     assert len(shown.stdout.split()) > 30
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_as_wide_as_the_terminal(name: str) -> None:
+    """What stands in the source as it is to be shown fits 80 columns; the rest is wrapped there, not here."""
+    for paragraph in (GROUP.commands[name].help or "").split("\n\n"):
+        lines = paragraph.removeprefix("\b\n").splitlines()
+        assert len(lines) == 1 or max(map(len, lines)) <= 78, paragraph
+
+
+def test_a_plan_fits_80_columns() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "prfaas_lab", "plan", "scenarios/paper-case-study.yaml"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "COLUMNS": "80"},
+    ).stdout  # fmt: skip
+    assert "…" not in shown
+    assert "prfaas-compute" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_a_simulation_starts_without_what_only_other_commands_need() -> None:
     code = "import sys, prfaas_lab.cli.simulate as _; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -96,6 +114,7 @@ def test_every_documented_command_is_one_that_exists_with_files_that_exist(line:
         (["compare", "smoke.yaml", "--simulate", "--out", "pyproject.toml"], "results cannot be written"),
         (["compare", "smoke.yaml", "--simulate"], "balanced policy has no share"),
         (["plan", "paper-case-study.yaml", "--heatmap", "nowhere/map.svg"], "nowhere: is no directory"),
+        (["plan", "paper-case-study.yaml", "--load", "1"], "--load lies below 1"),
         (["calibrate", "--out", "scenarios"], "scenarios: is a directory"),
         (["calibrate", "--chunk", "100"], "multiple of 64"),
         (["capacity", "smoke.yaml", "--slo", "ttft_p90=0s"], "can never hold"),
