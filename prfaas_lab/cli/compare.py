@@ -87,10 +87,14 @@ def _line(run: Measured) -> str:
 
 def _table(comparison: Comparison) -> Table:
     reference = comparison.rows[0].policy
-    table = Table(title=f"{comparison.scenario}, steady state, seeds {_span(comparison.seeds)}", box=None, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"{comparison.scenario}, steady state, seeds {_span(comparison.seeds)}",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("policy", no_wrap=True)
     for title in (
-        "P/p/d", "t", "offloaded", "req/s", "model", "off by", f"{reference} gains", "p90 TTFT",
+        "P/p/d", "t", "offload", "req/s", "model", "off by", f"{reference} gains", "p90 TTFT",
         "verdict",
     ):  # fmt: skip
         table.add_column(title, justify="right")
