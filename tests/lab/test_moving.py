@@ -16,8 +16,17 @@ from aiohttp import web
 
 from prfaas_lab.lab.control_client import ControlClient
 from prfaas_lab.lab.decode_role import DecodeRole
-from prfaas_lab.lab.engines import Engine
-from prfaas_lab.lab.orders import EngineOrder, Pace, PacedModel
+from prfaas_lab.lab.engines import Engine, OpenOrder
+from prfaas_lab.lab.orders import (
+    HANDOVER_BYTES,
+    DecodeOrder,
+    EngineOrder,
+    EngineTask,
+    Pace,
+    PacedModel,
+    PrefillOrder,
+    RedirectOrder,
+)
 from prfaas_lab.lab.prefill_role import PrefillRole
 from prfaas_lab.lab.service import Service
 from prfaas_lab.metrics import events as ev
@@ -279,6 +288,53 @@ async def test_kvcache_that_waits_in_line_goes_elsewhere_and_what_is_on_the_wire
     assert lab.moved == ([] if resumed else ["r2", "r4"])
     assert decoded == ["d0", "d1"] * 3 if resumed else ["d0", "d1", "d2", "d1", "d2", "d1"]
     assert await lab.is_idle()
+
+
+async def test_kvcache_is_sent_elsewhere_without_what_is_held_there(lab: Deployment) -> None:
+    """Two transfers to d0, of which the second waits; it goes to d1, which is said to hold a chunk of it."""
+    lab.roles["d0"].receiver.pause()
+    orders = []
+    for number, name in ((0, "d0"), (1, "d0"), (1, "d1")):
+        decode = DecodeOrder(request_id=f"r{number}", prompt_tokens=300, output_tokens=10)
+        order, told = begin(lab, name, "/decode", decode)
+        orders.append(order)
+        await lab.until(lambda told=told: "reserved" in told)  # type: ignore[misc]
+    for number in range(2):
+        prefill = PrefillOrder(
+            request_id=f"r{number}", prompt=ask(number).prompt, prompt_tokens=300, output_tokens=10,
+            decode_host="127.0.0.1", decode_port=lab.roles["d0"].receiver.port,
+        )  # fmt: skip
+        order, told = begin(lab, "p0", "/prefill", prefill)
+        orders.append(order)
+        await lab.until(lambda told=told: "prefilled" in told)  # type: ignore[misc]
+    async with asyncio.timeout(PATIENCE_S):
+        while "unsent" not in told:
+            order.withdraw()
+            await asyncio.sleep(0.01)
+    port = lab.roles["d1"].receiver.port
+    order.redirect(
+        RedirectOrder(request_id="r1", decode_host="127.0.0.1", decode_port=port, held_tokens=CHUNK)
+    )
+    await lab.until(lambda: "sent" in told)
+    layout = lab.roles["p0"]._layout
+    held_bytes = layout.request_bytes(CHUNK) - layout.request_bytes(0)
+    assert told["sent"]["bytes"] == layout.request_bytes(300) - held_bytes + HANDOVER_BYTES
+    for each in orders:
+        each.cancel()
+    lab.roles["d0"].receiver.resume()
+    assert await lab.is_idle()
+
+
+def begin(
+    lab: Deployment, engine: str, path: str, order: EngineTask
+) -> tuple[OpenOrder, dict[str, dict[str, Any]]]:
+    """An order, and its stages by name as they come."""
+    told: dict[str, dict[str, Any]] = {}
+
+    def tell(stage: dict[str, Any]) -> None:
+        told[stage["stage"]] = stage
+
+    return lab.engines[engine].client.begin(path, order, tell, lambda error: None), told
 
 
 async def test_where_nobody_else_is_what_drains_keeps_what_it_has(lab: Deployment) -> None:

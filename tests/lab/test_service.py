@@ -10,7 +10,7 @@ import pytest
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.engines import Ended, Engine, OpenOrder, Tell
-from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask
+from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, EngineTask, PrefillOrder, RedirectOrder
 from prfaas_lab.lab.service import Service
 from prfaas_lab.lab.stages import Followed
 from prfaas_lab.metrics.handover import violations
@@ -86,10 +86,13 @@ class TwoDatacenters:
         return (PathView(source="east", destination="west", rate_bps=1e8, rtt_s=0.02),)
 
 
-def deployment(script: ScriptedEngines) -> tuple[Service, dict[str, Engine], Ledger]:
+def deployment(script: Any) -> tuple[Service, dict[str, Engine], Ledger]:
     ticks = iter(range(10, 10_000))
     ledger = Ledger(lambda: float(next(ticks)), 0.0)
-    places = {"east-p0": ("east", "prefill"), "west-p0": ("west", "prefill"), "west-d0": ("west", "decode")}
+    places = {
+        "east-p0": ("east", "prefill"), "west-p0": ("west", "prefill"),
+        "west-d0": ("west", "decode"), "west-d1": ("west", "decode"),
+    }  # fmt: skip
     engines = {
         name: Engine(name=name, datacenter=dc, role=role, client=script, capacity=4)
         for name, (dc, role) in places.items()
@@ -223,7 +226,100 @@ async def test_a_cancelled_request_is_accounted_for_and_frees_both_ends(hangs: s
 
 async def test_no_engine_to_route_to_fails_the_request_with_the_reason() -> None:
     service, engines, ledger = deployment(ScriptedEngines())
-    engines["west-d0"].alive = False
+    engines["west-d0"].alive = engines["west-d1"].alive = False
     assert await service.serve(request()) is None
     assert ledger.tally.requests["r"].failure_stage == "route"
     assert "no live decode engine" in ledger.tally.requests["r"].failure_reason
+
+
+class HandedBack:
+    """Engines that do nothing by themselves, and give back what they are asked for. The first that are to
+    decode a request hold so much of its prompt; the others do not answer."""
+
+    def __init__(self, *held_tokens: int) -> None:
+        self._held_tokens = list(held_tokens)
+        self.computed = False
+        self.prefills: list[PrefillOrder] = []
+        self.redirects: list[RedirectOrder] = []
+        self.cancelled: list[str] = []
+
+    def begin(self, path: str, order: EngineTask, tell: Tell, ended: Ended) -> OpenOrder:
+        if isinstance(order, PrefillOrder):
+            self.prefills.append(order)
+        elif self._held_tokens:
+            tell({"stage": "reserved", "held_tokens": self._held_tokens.pop(0)})
+        return HandedBackOrder(self, path, tell)
+
+
+class HandedBackOrder:
+    def __init__(self, engines: HandedBack, path: str, tell: Tell) -> None:
+        self._engines, self._path, self.tell = engines, path, tell
+
+    def cancel(self) -> None:
+        self._engines.cancelled.append(self._path)
+
+    def withdraw(self) -> None:
+        self.tell({"stage": "unsent"} if self._engines.computed else {"stage": "withdrawn", "since": 7.0})
+
+    def redirect(self, order: RedirectOrder) -> None:
+        self._engines.redirects.append(order)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+async def test_what_moves_is_told_what_its_new_engine_holds_and_the_rest_is_to_cross(computed: bool) -> None:
+    script = HandedBack(0 if computed else 12, 4)
+    service, engines, ledger = deployment(script)
+    serving = asyncio.ensure_future(service.serve(request(16)))
+    await asyncio.sleep(0)
+    (first,) = script.prefills
+    assert (first.held_tokens, first.since) == (0 if computed else 12, None)
+    if computed:
+        script.computed = True
+        told = {"stage": "prefilled", "started_at": 1.0, "finished_at": 2.0, "computed_tokens": 16}
+        service._flights["r"].ends._orders["/prefill"].tell(told)  # type: ignore[attr-defined]
+    engines["west-d0"].draining = True
+    service.relieve(engines["west-d0"])
+    assert [engine.name for engine in engines.values() if "r" in engine.orders] == ["east-p0", "west-d1"]
+    assert service.committed["east", "west"] == STATE_BYTES + TOKEN_BYTES * 12
+    assert ledger.tally.requests["r"].decode == "west-d1"
+    if computed:
+        (redirect,) = script.redirects
+        assert redirect.held_tokens == 4
+        assert script.prefills == [first]
+        assert script.cancelled == ["/decode"]
+    else:
+        assert [(order.held_tokens, order.since) for order in script.prefills[1:]] == [(4, 7.0)]
+        assert script.cancelled == ["/prefill", "/decode"]
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert service.committed["east", "west"] == 0
+    assert not any(engine.orders or engine.waiting_tokens for engine in engines.values())
+    assert not service._flights
+
+
+async def test_a_request_that_is_given_up_before_its_new_engine_has_memory_leaves_nothing_to_cross() -> None:
+    script = HandedBack(12)
+    service, engines, ledger = deployment(script)
+    serving = asyncio.ensure_future(service.serve(request(16)))
+    await asyncio.sleep(0)
+    engines["west-d0"].draining = True
+    service.relieve(engines["west-d0"])
+    assert service.committed["east", "west"] == STATE_BYTES + TOKEN_BYTES * 16
+    service.relieve(engines["west-d0"])
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert ledger.tally.requests["r"].failure_stage == "reserve"
+    assert service.committed["east", "west"] == 0
+
+
+async def test_what_came_before_a_conversion_was_given_up_goes_on_where_it_was() -> None:
+    script = HandedBack(0)
+    service, engines, ledger = deployment(script)
+    serving = asyncio.ensure_future(service.serve(request(16)))
+    await asyncio.sleep(0)
+    service.relieve(engines["west-d0"])  # it drains no more
+    assert [order.since for order in script.prefills] == [None, 7.0]
+    assert script.cancelled == ["/prefill"]
+    assert ledger.tally.requests["r"].decode == "west-d0"
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
