@@ -14,6 +14,7 @@ from prfaas_lab.errors import FabricError, UsageError
 from prfaas_lab.fabric import interfaces, namespaces, qdisc
 from prfaas_lab.fabric.egress import cap_egress
 from prfaas_lab.fabric.netlink import Netlink, NetlinkError
+from prfaas_lab.fabric.ownership import Ownership
 from prfaas_lab.fabric.shape import Shape
 
 SHAPERS = ("netem", "tun", "relay")
@@ -79,12 +80,14 @@ def choose_shaper(found: Probe, wanted: str = "auto") -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _throwaway() -> Iterator[str]:
-    name = f"pl-probe-{secrets.token_hex(4)}"
-    try:  # also when a signal interrupts the making
+    """Written down as what a run makes is, so that `clean` finds it should we be killed meanwhile."""
+    ownership = Ownership(f"probe-{secrets.token_hex(4)}")
+    try:
+        name = ownership.claim_namespace(f"pl-{ownership.run_id}")
         namespaces.create(name)
         yield name
     finally:
-        namespaces.delete(name)
+        ownership.release()
 
 
 def _trouble(attempt: Callable[[], None]) -> str:

@@ -499,3 +499,18 @@ def machine_state() -> tuple[set[str], set[str], set[str], int]:
     with open(f"/proc/{pid}/task/{pid}/children") as listing:
         children = set(listing.read().split())
     return our_namespaces(), interfaces, children, len(os.listdir("/proc/self/fd"))
+
+
+def test_what_a_killed_probe_leaves_is_found_by_clean() -> None:
+    code = """
+import os, signal
+from prfaas_lab.fabric.probe import _throwaway
+with _throwaway() as name:
+    print(name, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    name = killed.stdout.strip()
+    assert namespaces.exists(name), killed.stderr
+    assert f"network namespace {name}" in clean()
+    assert not namespaces.exists(name)
