@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from prfaas_lab.spec.topology import GilbertElliott, Impairment
@@ -29,6 +29,8 @@ class Shape:
     duplicate: float = 0.0
     corrupt: float = 0.0
     queue_bytes: int | None = None
+    buffer_s: float = field(default=0.2, compare=False)
+    """How long a queue of unknown size takes to empty at full rate."""
 
     @classmethod
     def of(cls, impairment: Impairment, *, scale: float = 1.0, time_scale: float = 1.0) -> Shape:
@@ -47,17 +49,18 @@ class Shape:
             duplicate=impairment.duplicate or 0.0,
             corrupt=impairment.corrupt or 0.0,
             queue_bytes=None if queue is None else max(math.ceil(queue * scale), 2 * FRAME_BYTES),
+            buffer_s=cls().buffer_s * time_scale,
         )
 
     @property
     def limit_bytes(self) -> int | None:
-        """The queue limit in force: as given, else what the delay line holds plus 200 ms of buffer
-        at full rate (and never less than 64 full frames); None when neither is known."""
+        """The queue limit in force: as given, else what the delay line and `buffer_s` hold at full rate,
+        and never less than 64 full frames; None when neither is known."""
         if self.queue_bytes is not None:
             return self.queue_bytes
         if self.rate_bps is None:
             return None
-        held_s = self.delay_s + self.jitter_s + 0.2
+        held_s = self.delay_s + self.jitter_s + self.buffer_s
         return max(math.ceil(self.rate_bps * held_s / 8), 64 * FRAME_BYTES)
 
 

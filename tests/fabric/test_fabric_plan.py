@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from prfaas_lab.fabric.plan import directions, plan
 from prfaas_lab.fabric.relay_plan import plan_relay
-from prfaas_lab.fabric.shape import Shape
-from prfaas_lab.spec.topology import Topology
+from prfaas_lab.fabric.shape import FRAME_BYTES, Shape
+from prfaas_lab.spec.topology import Impairment, Topology
 
 
 def topology(links: dict[str, Any], sites: int = 3, engines: int = 2) -> Topology:
@@ -109,3 +109,11 @@ def test_large_datacenters_fit_their_lan(engines: int) -> None:
     lan = ipaddress.IPv4Interface(f"{site.gateway.address}/16").network
     assert all(ipaddress.IPv4Address(engine.address) in lan for engine in site.engines)
     assert len({engine.address for engine in site.engines}) == engines + 1
+
+
+def test_a_queue_of_unknown_size_takes_as_long_to_empty_as_time_is_stretched() -> None:
+    link = Impairment(rate=100e9, delay=0.01)
+    real, fast = (Shape.of(link, scale=0.001, time_scale=stretch) for stretch in (1.0, 0.1))
+    assert real.limit_bytes == fast.limit_bytes == 2_625_000  # ten times the rate, a tenth of the time
+    narrow = Shape.of(Impairment(rate=1e9, delay=0.01), scale=0.001, time_scale=0.1)
+    assert narrow.limit_bytes == 64 * FRAME_BYTES
