@@ -21,6 +21,14 @@ from prfaas_lab.lab.engines import Engine, Hold
 from prfaas_lab.lab.fleet import Fleet
 from prfaas_lab.lab.kvcache_manager import KVCacheManager
 from prfaas_lab.lab.orders import HANDOVER_BYTES, DecodeOrder, PrefillOrder, RedirectOrder
+from prfaas_lab.lab.stamps import (
+    record_failed,
+    record_moved,
+    record_prefill,
+    record_restored,
+    record_routed,
+    record_transfer,
+)
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.router.values import Costs, DatacenterView, PathView, Placement, Plan, Role, Route, View
@@ -137,11 +145,11 @@ class Service:
             flight.placement = self._place(request, flight.prompt)
             await self._carry(flight, flight.placement)
         except LabError as error:
-            self._fail(flight, str(error))
+            record_failed(ledger, request, flight.stage, str(error))
             return None
         except asyncio.CancelledError as cancelled:
             reason = str(cancelled) or "given up: the run was stopped, or did not drain in time"
-            self._fail(flight, reason)
+            record_failed(ledger, request, flight.stage, reason)
             raise
         why = "stop" if flight.stopped else "length"
         ledger.record(ev.RequestFinished(at_s=ledger.now(), request_id=request.id, why=why))
@@ -191,12 +199,8 @@ class Service:
         if flight.moving == "prefill":
             prefill = self._instead(prefill, view)
         placement = flight.placement = replace(before, prefill=prefill, decode=decode, copy_from=None)
-        if placement != before:
-            self._ledger.record(
-                ev.RequestMoved(
-                    at_s=self._ledger.now(), request_id=flight.request.id, prefill=prefill, decode=decode
-                )
-            )
+        if (prefill, decode) != (before.prefill, before.decode):
+            record_moved(self._ledger, flight.request, placement)
         if prefill != before.prefill:
             flight.hold.release()
             flight.hold = self._prefill_hold(flight, placement)
@@ -234,27 +238,13 @@ class Service:
         return other.name if other is not None else name
 
     def _place(self, request: Request, prompt: Prompt | None) -> Placement:
-        plan, ledger, view = self.plan, self._ledger, self.view()
+        plan, view = self.plan, self.view()
         if self.caches is not None and prompt is not None:
             view = self.caches.matched(view, prompt)
         placement = self.route(request, view, plan)
         if self.caches is not None and prompt is not None:
             self.caches.asked(prompt, placement.prefill, placement.decode)
-        ledger.record(
-            ev.RequestRouted(
-                at_s=ledger.now(),
-                request_id=request.id,
-                prefill=placement.prefill,
-                decode=placement.decode,
-                offloaded=placement.offloaded,
-                uncached_tokens=placement.uncached_tokens,
-                threshold_tokens=plan.threshold_tokens,
-                reason=placement.reason,
-                prefix_tokens=tuple(
-                    (dc.name, dc.prefix_tokens) for dc in view.datacenters if dc.prefix_tokens
-                ),
-            )
-        )
+        record_routed(self._ledger, request, placement, view, plan)
         return placement
 
     async def _carry(self, flight: _Flight, placement: Placement) -> None:
@@ -349,7 +339,7 @@ class Service:
                 self._crossed(flight)
             case "restored":
                 flight.stage = "decode"
-                self._record_restored(flight.request, engine, stage["at"])
+                record_restored(self._ledger, flight.request, engine, stage)
             case "cache":
                 self._learn(engine, "decode", stage)
 
@@ -377,7 +367,7 @@ class Service:
         match stage["stage"]:
             case "prefilled":
                 hold.computed()
-                self._record_prefill(flight.request, engine, stage)
+                record_prefill(self._ledger, flight.request, engine, stage)
                 if not flight.received:
                     flight.stage = "transfer"
             case "withdrawn":
@@ -405,28 +395,6 @@ class Service:
         if self.caches is not None:
             self.caches.learn(engine, role, news)
 
-    def _record_prefill(self, request: Request, engine: Engine, stage: dict[str, Any]) -> None:
-        ledger = self._ledger
-        started_s, finished_s = ledger.at(stage["started_at"]), ledger.at(stage["finished_at"])
-        engine.computed_tokens += stage["computed_tokens"]
-        engine.computing_s += finished_s - started_s
-        engine.changed()
-        ledger.record(ev.PrefillStarted(at_s=started_s, request_id=request.id, engine=engine.name))
-        ledger.record(
-            ev.PrefillFinished(
-                at_s=finished_s,
-                request_id=request.id,
-                engine=engine.name,
-                computed_tokens=stage["computed_tokens"],
-                cached_tokens=stage.get("cached_tokens", 0),
-                decoded_tokens=stage.get("decoded_tokens", 0),
-            )
-        )
-
-    def _record_restored(self, request: Request, engine: Engine, reading: float) -> None:
-        at_s = self._ledger.at(reading)
-        self._ledger.record(ev.CacheRestored(at_s=at_s, request_id=request.id, engine=engine.name))
-
     def _take_tokens(self, flight: _Flight, engine: Engine, tokens: Any) -> bool:
         """Pass them on; whether the last one wanted is among them."""
         if flight.tokens:
@@ -449,25 +417,8 @@ class Service:
 
     def _hand_over(self, flight: _Flight, placement: Placement) -> None:
         """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""
-        ledger, request = self._ledger, flight.request
-        sent, received = flight.sent, flight.received
-        held_bytes = self._held(flight)
-        ends = {"source": placement.prefill, "destination": placement.decode}
-        ledger.record(
-            ev.TransferStarted(at_s=ledger.at(sent["first_byte_at"]), request_id=request.id, **ends)
-        )
-        ledger.record(
-            ev.TransferFinished(
-                at_s=ledger.at(received["last_byte_at"]),
-                request_id=request.id,
-                sent_bytes=sent["bytes"],
-                received_bytes=received["bytes"],
-                retried_chunks=sent["retried"],
-                held_bytes=held_bytes,
-                wire_bytes=sent.get("wire_bytes"),
-                **ends,
-            )
-        )
+        sent, received, held_bytes = flight.sent, flight.received, self._held(flight)
+        record_transfer(self._ledger, flight.request, placement, sent, received, held_bytes)
         self._weigh(sent)
         expected = flight.expected_bytes - held_bytes + HANDOVER_BYTES
         if not sent["bytes"] == received["bytes"] == expected:
@@ -484,13 +435,3 @@ class Service:
         share = self._wire_bytes / self._sent_bytes
         if share != self._wire_share:
             self._wire_share, self._view = share, None
-
-    def _fail(self, flight: _Flight, reason: str) -> None:
-        self._ledger.record(
-            ev.RequestFailed(
-                at_s=self._ledger.now(),
-                request_id=flight.request.id,
-                stage=flight.stage,
-                reason=reason,
-            )
-        )
