@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,6 @@ from prfaas_lab.router.values import Role
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.transport.limits import Limits
 from prfaas_lab.workload.generate import generate
-from prfaas_lab.workload.request import Request
 
 LINK_INTERVAL_S = 0.1
 _COLLECT_EVERY = 1_000_000
@@ -121,7 +120,11 @@ class _Run:
     """Of the machine that all engines share, if they do."""
 
     async def main(self) -> Ledger:
-        ledger = Ledger(asyncio.get_running_loop().time, 0.0, retire=self.retire)
+        def retire(account: Account) -> None:
+            self.retire(account)
+            self.asked.progress(ledger)
+
+        ledger = Ledger(asyncio.get_running_loop().time, 0.0, retire=retire)
         with ExitStack() as stack:
             stack.enter_context(self._written(ledger))
             try:
@@ -153,11 +156,6 @@ class _Run:
             network.connections[datacenter] = limits.connections_to_peer(network.window_bytes)
         service = self._service(engines, ways, ledger)
 
-        async def serve(request: Request) -> Sequence[int] | None:
-            tokens = await service.serve(request)
-            self.asked.progress(ledger)
-            return tokens
-
         requests = generate(
             scenario.workload,
             seed=scenario.seed,
@@ -179,7 +177,7 @@ class _Run:
         if adapting or scenario.policy.name not in UNAWARE:
             adapting.append(SimulatedPaths(network, ways).watch(interval_s))
         async with meanwhile(_watch_links(network, ledger, interval_s), conditions.run(), *adapting):
-            await Driver(scenario, requests, serve, ledger).run()
+            await Driver(scenario, requests, service.serve, ledger).run()
         _sample(network, ledger)
         await sample_engines(engines.values(), ledger)
 

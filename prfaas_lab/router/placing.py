@@ -13,14 +13,12 @@ class NoPlacement(LabError):
 
 def place(request: Request, view: View, decode: EngineView, *, prefer_remote: bool, reason: str) -> Placement:
     """On the idlest engine of the preferred side; on the other side when that has none that can serve."""
-    local = view.idlest("prefill", decode.datacenter)
-    remote = remote_prefill(view, decode.datacenter)
-    first, second = (remote, local) if prefer_remote else (local, remote)
-    if first is not None:
-        return placed(request, view, first, decode, reason)
-    if second is not None:
+    first, second = (remote_prefill, local_prefill) if prefer_remote else (local_prefill, remote_prefill)
+    if (engine := first(view, decode.datacenter)) is not None:
+        return placed(request, view, engine, decode, reason)
+    if (engine := second(view, decode.datacenter)) is not None:
         side = "PrfaaS" if prefer_remote else "local"
-        return placed(request, view, second, decode, f"{reason}, but no {side} engine can serve")
+        return placed(request, view, engine, decode, f"{reason}, but no {side} engine can serve")
     raise NoPlacement("no live prefill engine can reach the decode engine", where=decode.name)
 
 
@@ -51,6 +49,11 @@ def decode_engine(view: View, *, with_prefill: bool = False) -> EngineView:
     if not engines:
         raise NoPlacement("no live decode engine", remedy="see the engines' logs in the run's directory")
     return min(engines, key=decode_rank)
+
+
+def local_prefill(view: View, datacenter: str) -> EngineView | None:
+    """The idlest live prefill engine of a datacenter."""
+    return view.idlest("prefill", datacenter)
 
 
 def remote_prefill(view: View, datacenter: str) -> EngineView | None:
