@@ -129,9 +129,11 @@ class Driver:
         loop = asyncio.get_running_loop()
         started = loop.time()
         arrivals = Arrivals(self._requests, lambda request: self._launch(request, group, flights))
-        if await self.stop.before(arrivals.over):
+        try:
+            if await self.stop.before(arrivals.over):
+                return
+        finally:
             arrivals.cancel()
-            return
         # The last arrival does not end the run early: the network's events go on for the duration.
         if self._scenario.workload.requests is None:
             await self._stopped_within(started + self._duration_s - loop.time())

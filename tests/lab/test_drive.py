@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.lab.drive import Driver
 from prfaas_lab.lab.virtual_time import run_virtual
 from prfaas_lab.metrics.ledger import Ledger
@@ -97,6 +98,38 @@ def test_stop_ends_the_arrivals_and_drains_what_was_sent() -> None:
     assert drive.sent_s == pytest.approx([0, 1, 2, 3, 4])
     assert drive.given_up == 0
     assert ended_s == pytest.approx(drive.sent_s[-1] + 3.0)
+
+
+def test_a_driver_that_is_cancelled_sends_no_more() -> None:
+    drive = Drive(service_s=0.1, arrivals=ON_THE_SECOND, duration="20s")
+
+    async def cancelled() -> None:
+        driving = asyncio.ensure_future(drive._run(lambda driver: None))
+        await asyncio.sleep(3.5)
+        driving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await driving
+        await asyncio.sleep(5)
+
+    run_virtual(cancelled())
+    assert drive.sent_s == pytest.approx([0, 1, 2, 3])
+
+
+def test_what_keeps_requests_from_coming_ends_the_run() -> None:
+    drive = Drive(service_s=100, arrivals=ON_THE_SECOND, duration="20s")
+
+    def requests() -> Iterator[Request]:
+        yield from islice(generate(drive.scenario.workload, seed=1, vocab_size=300, duration_s=20), 3)
+        raise LabError("the trace is torn")
+
+    async def driven() -> None:
+        loop = asyncio.get_running_loop()
+        await Driver(drive.scenario, requests(), drive._serve, Ledger(loop.time, 0.0)).run()
+
+    with pytest.raises(ExceptionGroup) as torn:
+        run_virtual(driven())
+    assert torn.group_contains(LabError, match="torn")
+    assert len(drive.sent_s) == drive.given_up == 3
 
 
 @pytest.mark.parametrize("arrivals", [ON_THE_SECOND, {"kind": "closed", "clients": 4}])
