@@ -24,7 +24,8 @@ class OpenOrder(Protocol):
     def withdraw(self) -> object:
         """Ask for a prompt back. If it still waits for its prefill, its stage `withdrawn` tells `since` when,
         now or a little later: whoever is told that cancels the order. If all of its KVCache waits to be
-        sent, its stage is `unsent`, and it waits on for `redirect`. All else goes on."""
+        sent, none left out since its receiver held it, its stage is `unsent`, and it waits on for `redirect`.
+        All else goes on."""
         ...
 
     def redirect(self, order: RedirectOrder) -> object:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
@@ -173,12 +173,13 @@ class _Prefilling(Job):
     def withdraw(self) -> None:
         if self._on_its_way is None and self._client.engine.withdraw(self):
             self._tell({"stage": "withdrawn", "since": self.since})
-        elif self._computed and self._transfer is not None and self._transfer.waits:
+        elif self._computed and self._transfer and self._transfer.waits and not self._order.held_tokens:
             self._transfer.cancel()
             self._transfer = None
             self._tell({"stage": "unsent"})
 
     def redirect(self, order: RedirectOrder) -> None:
+        self._order = replace(self._order, held_tokens=order.held_tokens)
         self._size = self._client.size(self._order.prompt_tokens - order.held_tokens)
         self._transfer = self._client.send_made(order.decode_host, self._size, self._on_arrived)
 

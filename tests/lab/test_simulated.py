@@ -66,7 +66,8 @@ def test_a_prompt_is_not_given_back_on_its_way_to_the_engine_nor_kvcache_on_the_
         first.withdraw()
         assert told == ["withdrawn", "prefilled", "unsent"]
         first.withdraw()
-        first.redirect(RedirectOrder(request_id="a", decode_host="d1", decode_port=1, held_tokens=0))
+        first.redirect(RedirectOrder(request_id="a", decode_host="d1", decode_port=1, held_tokens=64))
+        first.withdraw()  # what d1 holds is not among what waits
         assert told == ["withdrawn", "prefilled", "unsent"]
         assert hosts == ["d0", "d1"]
 
