@@ -27,19 +27,20 @@ def calibrate(
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Tries of each; the fastest counts.")] = 3,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="From this run of the real model: what its engines took together."),
+        typer.Option(metavar="DIR", help="From this run of the real model: what its engines took in it."),
     ] = None,
 ) -> None:
     """Measure a real model on this machine: prefill and decode times and KVCache sizes, as a profile.
 
-    Measured alone, on one core; or with --run as the engines of a run had it, which share the cores.
+    Measured alone, on one core; or with --run as the engines of a run took it, less what they waited for
+    each other on this machine's cores: what a simulation of the real model needs.
 
     Name the file as a datacenter's `hardware:` to plan for it, or to pace or simulate engines by it.
 
     \b
     Next: prfaas-lab calibrate qwen3-next-tiny --out mine.yaml
-          prfaas-lab calibrate --run runs/bursty --out together.yaml
-          prfaas-lab validate-sim scenarios/bursty.yaml --profile together.yaml
+          prfaas-lab calibrate --run runs/bursty --out run.yaml
+          prfaas-lab validate-sim scenarios/bursty.yaml --profile run.yaml
     """
     if chunk % 64:
         raise typer.BadParameter(f"--chunk {chunk} is not a multiple of 64")

@@ -1,8 +1,8 @@
-"""A profile of the real model from an emulated run: what its engines took as they ran together.
+"""A profile of the real model from an emulated run: what its engines took, less what they waited for cores.
 
-`calibrate` without a run measures the model alone on a core. Engines that outnumber the cores take longer,
-by as much as the run's load made them wait for each other: that is what this profile holds, so it is of one
-scenario on one machine, and another seed of it can be simulated by it.
+`calibrate` without a run measures the model alone in a warm loop. Engines take longer: they start cold,
+export, send and receive, and share the machine's cores. The last depends on the load: it is taken out here
+and put back by a simulation (`engine.cores`), so that the profile is of a machine, and not of a scenario.
 """
 
 from __future__ import annotations

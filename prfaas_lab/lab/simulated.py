@@ -56,7 +56,7 @@ class SimulatedPrefill:
         model: PacedModel, chunk_tokens: int, network: FluidNetwork, landings: Landings,
         cache: SimulatedCache | None = None, order_s: float = 0.0, clock: CoreClock | None = None,
     ) -> None:  # fmt: skip
-        """`order_s`: what an order takes to get to the engine. `clock`: its own, when it shares cores."""
+        """`clock`: the engine's, when it shares cores; then an order takes `order_s` to get to it."""
         self.name, self.engine, self.cache = name, engine, cache
         self.landings, self._order_s = landings, order_s
         self._network, self._clock = network, clock
@@ -74,8 +74,8 @@ class SimulatedPrefill:
         return self.cache.stages(order)
 
     def order_takes_s(self, order: PrefillOrder) -> float:
-        """Until an order joins the engine's line."""
-        if not self._order_s:
+        """Until an order joins the engine's line; at once where engines share nothing."""
+        if self._clock is None:
             return 0.0
         return self._order_s + self._network.dial_s(self.name, order.decode_host)
 
