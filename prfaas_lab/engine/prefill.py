@@ -26,6 +26,8 @@ class PrefillJob:
     """Token ids; a paced engine only reads how many there are."""
     sampling: Sampling = GREEDY
     blocks: Prompt | None = None
+    submitted_at: float | None = None
+    """On the engine's clock, when its request came; None: now."""
     since: float | None = None
     """On the engine's clock, when it came in line before it was withdrawn (here, or at another engine that
     reads the same clock); None: it comes now."""
@@ -46,7 +48,7 @@ class PrefillResult:
 
 
 class PrefillEngine:
-    """First come, first served. Close it with `async with`; cancel a job by cancelling its `run`, or
+    """First submitted, first served. Close it with `async with`; cancel a job by cancelling its `run`, or
     `withdraw` it as long as it waits."""
 
     def __init__(
@@ -95,7 +97,8 @@ class PrefillEngine:
                 f"the prefill engine {state}", where=job.request_id, remedy="send fewer requests"
             )
         arrived_at = asyncio.get_running_loop().time()
-        await self._line.turn(job.request_id, self._clock() if job.since is None else job.since)
+        known = (at for at in (job.since, job.submitted_at) if at is not None)
+        await self._line.turn(job.request_id, next(known, self._clock()))
         try:
             return await self._compute(job, emit, on_started, arrived_at)
         finally:

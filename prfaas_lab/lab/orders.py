@@ -153,6 +153,9 @@ class PrefillOrder:
     """How much of the growing cache the decode engine holds already."""
     tell_all: bool = False
     """News of the prefix cache in full, since some was lost."""
+    submitted_at: float | None = None
+    """When its request came, on the machine's clock: orders of requests that came together arrive in any
+    order, and are served in this one."""
     since: float | None = None
     """What its stage `withdrawn` said, if it comes back to its place in line."""
 

@@ -94,6 +94,7 @@ class PrefillRole:
                     prompt=prompt,
                     sampling=order.sampling,
                     blocks=blocks,
+                    submitted_at=order.submitted_at,
                     since=order.since,
                 )
                 result = await self._engine.run(job, self._beyond(order.held_tokens, outgoing.send))

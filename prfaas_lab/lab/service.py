@@ -56,6 +56,7 @@ class _Flight(Struct):
 
     request: Request
     on_token: OnToken | None
+    submitted_s: float
     ends: BothEnds
     reserved: asyncio.Future[None]
     """Done when decode has memory for it."""
@@ -128,16 +129,17 @@ class Service:
         frees what the engines held.
         """
         ledger = self._ledger
+        submitted_s = ledger.now()
         ledger.record(
             ev.RequestSubmitted(
-                at_s=ledger.now(),
+                at_s=submitted_s,
                 request_id=request.id,
                 prompt_tokens=request.prompt_tokens,
                 output_tokens=request.output_tokens,
             )
         )
         reserved = asyncio.get_running_loop().create_future()
-        flight = _Flight(request, on_token, BothEnds(), reserved)
+        flight = _Flight(request, on_token, submitted_s, BothEnds(), reserved)
         flight.expected_bytes = self._expected_bytes(request.prompt_tokens)
         if self.caches is not None and request.prompt:  # one without ids shares nothing with any other
             flight.prompt = self.caches.name(request.prompt)
@@ -356,6 +358,7 @@ class Service:
             decode_port=port,
             sampling=request.sampling,
             held_tokens=flight.held_tokens,
+            submitted_at=self._ledger.reading(flight.submitted_s),
             since=flight.since,
             **self._about_cache(flight, engine),
         )

@@ -36,6 +36,10 @@ class Ledger:
         """The `at_s` of another process's reading of the clock."""
         return reading - self._started_at
 
+    def reading(self, at_s: float) -> float:
+        """The other way round: what the clock read then."""
+        return at_s + self._started_at
+
     def record(self, event: Event) -> None:
         """Add an event: first to the tally, then to every subscriber in the order they came."""
         self.tally.fold(event)

@@ -91,6 +91,16 @@ async def test_a_prompt_beyond_the_queue_is_refused_at_once() -> None:
     assert executor.order == [0, 1, 2]
 
 
+async def test_who_was_submitted_first_is_served_first_whenever_its_order_came() -> None:
+    executor = FakePrefill(Clock())
+    async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine, asyncio.TaskGroup() as group:
+        for number, submitted_at in ((0, 5.0), (1, 4.0), (2, 1.0), (3, 3.0)):
+            group.create_task(engine.run(replace(job(number), submitted_at=submitted_at), ignore))
+            await settle()
+        executor.proceed.set()
+    assert executor.order == [0, 2, 3, 1]
+
+
 async def test_whoever_stops_waiting_gives_up_the_place_in_the_line() -> None:
     executor = FakePrefill(Clock())
     async with PrefillEngine(executor, max_queue=8, clock=Clock()) as engine, asyncio.TaskGroup() as group:
