@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prfaas_lab.fabric.fluid import Flow, Fluid, Piece
+from prfaas_lab.fabric.fluid_lane import HAIR_S
 from prfaas_lab.fabric.fluid_tcp import late
 
 Direction = tuple[str, str]
@@ -83,7 +84,7 @@ class Transfer:
         ahead = network.last.get(self._pair)
         network.last[self._pair] = self
         self._made, self._made_at = made, now + sum([seconds for seconds, _ in made])
-        if ahead is not None and ahead._made_at <= now:
+        if ahead is not None and ahead._made_at <= now + HAIR_S:
             ahead._next = self
         elif after_s > 0.0:
             self._timer = asyncio.get_running_loop().call_later(after_s, self._begin)
@@ -98,9 +99,6 @@ class Transfer:
 
     def _begin(self) -> None:
         self._timer = None  # it knows us: a circle that only a collection would end
-        if self._over:
-            self._leave()
-            return
         network, path = self._network, self._path
         self._flow = network.fluid.send(path.route, self._left(), self._sent, most=network.most(path))
 
@@ -116,9 +114,14 @@ class Transfer:
         self.arrive(0.0)
 
     def _leave(self) -> None:
-        """The next in line has its turn."""
-        if self._network.last.get(self._pair) is self:
-            del self._network.last[self._pair]
-        following, self._next = self._next, None
+        """The next in line that is wanted has its turn."""
+        network, leaving = self._network, self
+        while True:
+            if network.last.get(self._pair) is leaving:
+                del network.last[self._pair]
+            following, leaving._next = leaving._next, None
+            if following is None or not following._over:
+                break
+            leaving = following
         if following is not None:
             following._begin()

@@ -34,7 +34,8 @@ _WORTH_TELLING = 0.1
 """A threshold that moved by less than this share since it was last told of is not told of."""
 _SMOOTHING = 0.1
 """Of the rates that the long-term loop reckons with: over about ten short-term ticks. A way that is down says
-nothing of what it will give: instances converted for an outage were converted back after it."""
+nothing of what it will give, until it has been down for a window: instances that were converted for a short
+outage were converted back after it."""
 
 
 class Scheduler:
@@ -55,6 +56,8 @@ class Scheduler:
         self._seen: deque[tuple[float, int, int]] = deque()
         self._ways: dict[tuple[str, str], Way] = {}
         self._rates: dict[tuple[str, str], float] = {}
+        self._up_s: dict[tuple[str, str], float] = {}
+        """When each way was last seen up."""
         local = resolved.topology.local
         self._home = local[0] if convertible(resolved, local[0]) else None
 
@@ -102,7 +105,11 @@ class Scheduler:
         """What is believed of a way now; its rate is smoothed for the long-term loop."""
         pair = path.source, path.destination
         way = self._ways[pair] = look(self._ways.get(pair, Way()), _reading(path))
-        if way.rate_bps is not None and way.up:
+        if way.up:
+            self._up_s[pair] = self._ledger.now()
+        elif self._ledger.now() - self._up_s.get(pair, 0.0) < self._window_s:
+            return way
+        if way.rate_bps is not None:
             before = self._rates.get(pair, way.rate_bps)
             self._rates[pair] = before + _SMOOTHING * (way.rate_bps - before)
         return way

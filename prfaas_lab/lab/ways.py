@@ -25,6 +25,8 @@ class Net(Protocol):
 
     def shape(self, link: str, source: str) -> Shape: ...
 
+    def egress_bps(self, datacenter: str) -> float | None: ...
+
 
 class Ways:
     """Reads the network that is up: addresses to dial, and how each path between datacenters is now."""
@@ -96,11 +98,12 @@ class Ways:
     def hint(self, source: str) -> PathHint | None:
         """What the transport of a datacenter's engines goes by: of all ways from there, the one that holds
         most; None when none has both a rate and a delay."""
-        hints = [
-            PathHint(rate_bps=way.rate_bps, rtt_s=way.rtt_s, pairs=self._pairs_of_engines(way))
-            for way in self.paths()
-            if way.source == source and way.rate_bps and way.rtt_s
-        ]
+        hints = []
+        for way in self.paths():
+            rates = [rate for rate in (way.rate_bps, self._fabric.egress_bps(source)) if rate is not None]
+            if way.source == source and way.up and way.rtt_s and rates:
+                pairs = self._pairs_of_engines(way)
+                hints.append(PathHint(rate_bps=min(rates), rtt_s=way.rtt_s, pairs=pairs))
         return max(hints, key=lambda hint: hint.bdp_bytes, default=None)
 
     def _pairs_of_engines(self, way: PathView) -> int:

@@ -42,8 +42,8 @@ class Encoder:
 class Encoding:
     """The segments of one transfer that have still to be encoded. Call from the loop's thread."""
 
-    def __init__(self, encoder: Encoder, encoded: Encoded) -> None:
-        self._encoder, self._encoded = encoder, encoded
+    def __init__(self, encoder: Encoder, encoded: Encoded, failed: Callable[[BaseException], None]) -> None:
+        self._encoder, self._encoded, self._failed = encoder, encoded, failed
         self._waiting: deque[tuple[SegmentKey, memoryview]] = deque()
         self._turn: asyncio.Future[list[memoryview]] | None = None
         self.pending_bytes = 0
@@ -80,8 +80,11 @@ class Encoding:
     ) -> None:
         if turn is not self._turn:
             return  # dropped
-        wires = turn.result()
         self._turn = None
+        if (error := turn.exception()) is not None:
+            self._failed(error)
+            return
+        wires = turn.result()
         if self._waiting:
             self._begin()
         for (key, segment), wire in zip(batch, wires, strict=True):

@@ -150,6 +150,8 @@ class Inlet:
         self._highest = max(self._highest, number)
         found = self._register.find(transfer_id)
         if isinstance(found, Incoming):
+            if (before := found.carriers.get(self)) is not None:
+                del self._transfers[before]  # it was withdrawn, and comes again
             self._transfers[number] = found
             found.attach(self, number, self._loop.time())
         else:

@@ -93,15 +93,15 @@ class Limits:
 
     def connections_to_peer(self, buffer_bytes: int | None = None) -> int:
         """Fixed, or enough that half the largest send buffer of each (`buffer_bytes`, else this kernel's)
-        together covers the BDP. Fewer than `MIN_AUTO_CONNECTIONS` where the least windows of so many would
-        not fit a pair's part of the BDP: they only stand in queues, and are lost there."""
+        together covers the BDP, and `MIN_AUTO_CONNECTIONS` at least. Fewer where the least windows of so many
+        would not fit a pair's part of the BDP: they only stand in queues, and are lost there."""
         if self.connections is not None:
             return self.connections
         if self.path is None:
             return MIN_AUTO_CONNECTIONS
         wanted = math.ceil(self.path.bdp_bytes / ((buffer_bytes or send_buffer_bytes()) / 2))
         fit = self.path.bdp_bytes // (self.path.pairs * LEAST_WINDOW_BYTES)
-        return min(max(wanted, min(fit, MIN_AUTO_CONNECTIONS), 1), MAX_AUTO_CONNECTIONS)
+        return min(max(1, min(fit, max(wanted, MIN_AUTO_CONNECTIONS))), MAX_AUTO_CONNECTIONS)
 
 
 def send_buffer_bytes() -> int:

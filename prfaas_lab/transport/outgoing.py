@@ -68,7 +68,7 @@ class Outgoing:
     ) -> None:  # fmt: skip
         self.transfer_id, self.number = transfer_id, number
         self._way, self._clock = way, clock
-        self._encoding = None if encoder is None else Encoding(encoder, self._enqueue)
+        self._encoding = None if encoder is None else Encoding(encoder, self._enqueue, self._not_encoded)
         self._weight, self._expected_bytes = weight, expected_bytes
         self._served_before = served
         self._waiting: deque[tuple[Key, int, memoryview, int]] = deque()
@@ -134,7 +134,8 @@ class Outgoing:
         return self._sent
 
     def cancel(self) -> None:
-        """Stop: nothing more goes out, and the memory given to `send` is no longer referred to."""
+        """Stop: nothing more goes out, and the memory given to `send` is no longer referred to, but for what
+        the codec's thread has in hand."""
         self._end(
             TransferCancelled(f"transfer {self.transfer_id} was cancelled by its sender"), tell_peer=True
         )
@@ -276,6 +277,10 @@ class Outgoing:
         self.enqueued_bytes += len(wire)
         self._room.set()
         self._way.ready(self)
+
+    def _not_encoded(self, error: BaseException) -> None:
+        what = f"{self.transfer_id} could not be encoded: {error!r}"
+        self._end(TransportError(what), tell_peer=True)
 
     def _cut(self, limit_bytes: int) -> Frame:
         """As many whole segments as fit, or the part of one that does."""

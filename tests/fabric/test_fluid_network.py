@@ -137,3 +137,32 @@ def test_a_first_transfer_given_up_while_it_dials_holds_nobody_up() -> None:
         return line.arrived
 
     assert run_virtual(main())["second"] == pytest.approx(1, abs=0.3)
+
+
+def test_a_thousand_that_are_given_up_in_line_are_passed_over() -> None:
+    async def main() -> dict[str, float]:
+        line = Line()
+        line.send("first", [(0.0, SECOND)])
+        given_up = [line.send(str(number), [(0.0, SECOND)]) for number in range(1000)]
+        line.send("last", [(0.0, SECOND)])
+        for transfer in given_up:
+            transfer.cancel()
+        await asyncio.sleep(100.0)
+        return line.arrived
+
+    assert run_virtual(main()) == {"first": pytest.approx(1, abs=0.3), "last": pytest.approx(2, abs=0.3)}
+
+
+def test_what_is_made_just_now_is_not_passed_by() -> None:
+    """Prefills follow each other at sums of floats, which part by a hair."""
+
+    async def main() -> list[str]:
+        line = Line()
+        line.send("first", [(0.0, 2 * SECOND)])
+        line.send("second", [(0.1 + 0.2, SECOND)])
+        await asyncio.sleep(0.3)
+        line.send("third", [(0.0, SECOND)])
+        await asyncio.sleep(100.0)
+        return list(line.arrived)
+
+    assert run_virtual(main()) == ["first", "second", "third"]

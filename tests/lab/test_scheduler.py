@@ -109,6 +109,12 @@ def test_an_outage_is_no_reason_to_convert_back_and_forth(tmp_path: Path) -> Non
     assert ways == ["prefill"]
 
 
+def test_for_a_link_that_stays_down_instances_convert(tmp_path: Path) -> None:
+    outage = ScenarioEvent.model_validate({"at": "60s", "link": "vpc", "outage": "600s"})
+    _, events = run("fluctuating", "prfaas", tmp_path, fluctuations=(), events=(outage,))
+    assert [event.after for event in events if isinstance(event, RoleChanged)][:1] == ["prefill"]
+
+
 def traffic(rate: str, *, lasts: str | None = None) -> Any:
     """What the link gives falls, and its configured rate says nothing of it."""
     given = {"at": "30s", "link": "vpc", "source": "prfaas-h200", "cross_traffic": rate, "lasts": lasts}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transport_pair import FAST, pair
 
+from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import CacheLayout, LayerLayout, Part, SegmentKey
 from prfaas_lab.transport.codec import NAMES, Codec, codec_for
 from prfaas_lab.transport.encoding import Encoder, Encoding
@@ -371,6 +372,25 @@ class Liar:
         return bytes(len(segment) // 2)
 
 
+class Failing(Liar):
+    """A codec that has no memory left."""
+
+    def encode(self, key: SegmentKey, segment: memoryview) -> bytes:
+        raise MemoryError
+
+
+async def test_a_segment_that_cannot_be_encoded_ends_the_transfer_at_both_ends():
+    cache = Cache(1)
+    async with pair(codec=Failing(), their_codec=ZSTD) as link, asyncio.timeout(5):
+        incoming = link.receiver.expect("t", cache.sink)
+        outgoing = await link.sender.open("t", link.peer)
+        outgoing.send(KEYS, cache.sent[KEYS])
+        with pytest.raises(TransportError, match=r"t could not be encoded: MemoryError"):
+            await outgoing.finish()
+        with pytest.raises(TransferCancelled):
+            await incoming.done()
+
+
 async def test_a_segment_that_cannot_be_decoded_ends_the_transfer_at_both_ends():
     cache = Cache(1)
     async with pair(codec=Liar(), their_codec=ZSTD) as link:
@@ -389,7 +409,7 @@ async def test_a_receiver_takes_nothing_compressed_that_was_not_agreed_on():
         link.receiver.expect("t", cache.sink)
         outgoing = await link.sender.open("t", link.peer)
         liar = Encoder(Liar())  # which had not been said in the handshake
-        outgoing._encoding = Encoding(liar, outgoing._enqueue)
+        outgoing._encoding = Encoding(liar, outgoing._enqueue, outgoing._not_encoded)
         outgoing.send(KEYS, cache.sent[KEYS])
         with pytest.raises(SegmentRefused, match="not agreed"):
             await outgoing.finish()

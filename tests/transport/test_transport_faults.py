@@ -176,3 +176,19 @@ async def test_an_engine_that_fails_half_way_through_leaves_an_error_not_half_a_
         outgoing.cancel()
         with pytest.raises(TransportError):
             await incoming.done()
+
+
+async def test_a_transfer_that_was_withdrawn_and_comes_again_leaves_nothing_behind():
+    payload = Payload((1000, 1000))
+    async with pair(replace(FAST, connections=1, first_byte_timeout_s=5, progress_timeout_s=5)) as link:
+        incoming = link.receiver.expect("t", payload.sink)
+        first = await link.sender.open("t", link.peer)
+        await asyncio.sleep(0.1)
+        assert incoming.carriers
+        first.withdraw()
+        again = await link.sender.open("t", link.peer)
+        payload.send(again)
+        await again.finish()
+        await incoming.done()
+        (inlet,) = link.receiver.inlets
+        assert not inlet._transfers

@@ -63,3 +63,5 @@ def test_as_few_connections_as_have_room_where_many_pairs_share_a_narrow_path():
     assert count(1) == MIN_AUTO_CONNECTIONS
     assert 1 < count(5) < MIN_AUTO_CONNECTIONS
     assert count(20) == 1  # the least windows of 80 connections are five times the BDP
+    wide = PathHint(rate_bps=100e9, rtt_s=0.02, pairs=20_000)
+    assert Limits(path=wide).connections_to_peer(2**20) == 2  # one pair alone would have 16
