@@ -26,17 +26,18 @@ def test_a_prompt_is_not_given_back_on_its_way_to_the_engine_nor_kvcache_on_the_
     wire, told, hosts = Wire(), list[str](), list[str]()
 
     class Network:
-        def dial_s(self, source: str, destination: str) -> float:
-            return 0.0
-
         def send(self, source: str, host: str, pieces: Any, on_arrived: Any) -> Wire:
             hosts.append(host)
             return wire
 
+    class Distant(SimulatedPrefill):
+        def order_takes_s(self, order: PrefillOrder) -> float:
+            return 1.0
+
     async def run() -> None:
         engine = AnalyticPrefill(lambda tokens, cached: 10.0, max_queue=4)
-        client = SimulatedPrefill(
-            "p", engine, prefill_s=lambda tokens, cached: 10.0, chunk_tokens=64, order_s=1.0,
+        client = Distant(
+            "p", engine, prefill_s=lambda tokens, cached: 10.0, chunk_tokens=64,
             model=PacedModel(title="made up", token_bytes=10, state_bytes=100), network=Network(),  # type: ignore[arg-type]
             landings=Landings(),
         )  # fmt: skip
