@@ -67,6 +67,10 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
+_Flights = dict[asyncio.Task[None], None]
+"""In the order in which they began, so that what becomes of them is the same in every run."""
+
+
 class Arrivals:
     """Sends each request of an open loop when it is due: a timer, instead of a task that wakes for it."""
 
@@ -114,7 +118,7 @@ class Driver:
 
     async def run(self) -> None:
         """Until every request sent has ended, or `drain_timeout` has passed: the rest is cancelled."""
-        flights: set[asyncio.Task[None]] = set()
+        flights: _Flights = {}
         self._until_s = asyncio.get_running_loop().time() + self._duration_s
         async with asyncio.TaskGroup() as group:
             self._phase("running")
@@ -125,7 +129,7 @@ class Driver:
             self._phase("draining")
             await self._drain(flights)
 
-    async def _open_loop(self, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]) -> None:
+    async def _open_loop(self, group: asyncio.TaskGroup, flights: _Flights) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         arrivals = Arrivals(self._requests, lambda request: self._launch(request, group, flights))
@@ -139,9 +143,7 @@ class Driver:
             await self._stopped_within(started + self._duration_s - loop.time())
         await self._sessions_end()
 
-    async def _closed_loop(
-        self, arrivals: ClosedLoop, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]
-    ) -> None:
+    async def _closed_loop(self, arrivals: ClosedLoop, group: asyncio.TaskGroup, flights: _Flights) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._duration_s
         think_s = arrivals.think * self._scenario.time_scale
@@ -160,25 +162,23 @@ class Driver:
         await asyncio.wait(clients, timeout=self._duration_s)
         self.stop.set()
 
-    async def _drain(self, flights: set[asyncio.Task[None]]) -> None:
+    async def _drain(self, flights: _Flights) -> None:
         if flights:
             _, late = await asyncio.wait(flights, timeout=self._scenario.drain_timeout)
-            for flight in late:
+            for flight in [flight for flight in flights if flight in late]:
                 flight.cancel()
 
-    def _launch(
-        self, request: Request, group: asyncio.TaskGroup, flights: set[asyncio.Task[None]]
-    ) -> asyncio.Task[None]:
+    def _launch(self, request: Request, group: asyncio.TaskGroup, flights: _Flights) -> asyncio.Task[None]:
         """A request, or a session that begins with it, as one flight."""
 
         async def fly() -> None:
             try:
                 await self._ask(request)
             finally:
-                flights.discard(flight)
+                flights.pop(flight, None)
 
         flight = group.create_task(fly(), name=f"request {request.id}")
-        flights.add(flight)
+        flights[flight] = None
         if request.follow_ups:
             self._sessions.add(flight)
             flight.add_done_callback(self._sessions.discard)

@@ -61,6 +61,14 @@ def test_the_same_seed_gives_the_same_files_to_the_last_byte(tmp_path: Path) -> 
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_what_is_given_up_at_the_end_is_so_in_the_same_order(tmp_path: Path) -> None:
+    resolved = fleet(tmp_path, egress="100Mbit", drain_timeout=1.0)
+    for run in ("one", "two"):
+        assert simulate(resolved, Simulation(out=tmp_path / run))["failed"] > 20
+    for file in FILES:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     assert (
         simulate(fleet(tmp_path, seed=1))["mean_ttft_ms"] != simulate(fleet(tmp_path, seed=2))["mean_ttft_ms"]
