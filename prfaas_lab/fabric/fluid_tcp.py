@@ -10,12 +10,8 @@ from prfaas_lab.spec.topology import GilbertElliott
 
 SEGMENT_BYTES = 1448
 INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES
-HANDSHAKE_RTTS = 2.0
-"""Before a new connection's first payload byte: TCP's, and the transport's own."""
-
 DIAL_RTTS = 3.0
-"""Until a new connection can be used, by who waits for it before anything is computed: TCP's, and two of the
-transport's own."""
+"""Until a new connection can be used: TCP's handshake, and two round trips of the transport's own."""
 
 
 def goodput(rate_bps: float) -> float:
@@ -37,7 +33,7 @@ def most(rtt_s: float, kept: float, connections: int, window_bytes: float) -> fl
 def ramp_s(pace: float, rtt_s: float, connections: int) -> float:
     """What new connections lose: handshakes, and doubling each round trip up to a pace in bytes/s."""
     doublings = math.log2(max(1.0, pace * rtt_s / (connections * INITIAL_WINDOW_BYTES)))
-    return float(rtt_s * (HANDSHAKE_RTTS + doublings))
+    return float(rtt_s * (DIAL_RTTS + doublings))
 
 
 def loss(shape: Shape) -> float:
