@@ -57,10 +57,12 @@ def _make_site(site: Site, layout: Plan, with_netem: bool, ownership: Ownership)
         for number, engine in enumerate(site.engines):
             namespaces.create(ownership.claim_namespace(_netns(engine)))
             sysctl.endpoint(_netns(engine), layout.window_bytes)
-            _plug_in(netlink, site, engine, f"e{number}", with_netem)
+            _plug_in(netlink, site, engine, f"e{number}", with_netem, layout.retry_s)
 
 
-def _plug_in(at_gateway: Netlink, site: Site, engine: Node, port: str, with_netem: bool) -> None:
+def _plug_in(
+    at_gateway: Netlink, site: Site, engine: Node, port: str, with_netem: bool, retry_s: float | None
+) -> None:
     """The link between an engine and its gateway, shaped both ways before it is up."""
     netns = _netns(engine)
     interfaces.add_veth(at_gateway, (_netns(site.gateway), port), (netns, ENGINE_INTERFACE))
@@ -75,7 +77,7 @@ def _plug_in(at_gateway: Netlink, site: Site, engine: Node, port: str, with_nete
         shape_port(netlink, ENGINE_INTERFACE, site.intra, with_netem=with_netem)
         interfaces.add_address(netlink, ENGINE_INTERFACE, f"{engine.address}/{LAN_PREFIX}")
         interfaces.set_up(netlink, ENGINE_INTERFACE)
-        interfaces.add_route(netlink, "0.0.0.0/0", site.gateway.address)
+        interfaces.add_route(netlink, "0.0.0.0/0", site.gateway.address, retry_s=retry_s)
 
 
 def _connect(site: Site, wan_interfaces: list[str]) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from prfaas_lab.fabric.namespaces import open_netns
 from prfaas_lab.fabric.netlink import Netlink
+
+_RTAX_RTO_MIN = 13
+"""linux/rtnetlink.h: the metric, and its bit among those that TCP must not change."""
 
 
 def add_veth(netlink: Netlink, one: tuple[str, str], other: tuple[str, str]) -> None:
@@ -56,9 +62,14 @@ def add_address(netlink: Netlink, name: str, address: str) -> None:
     )
 
 
-def add_route(netlink: Netlink, network: str, via: str, *, source: str | None = None) -> None:
-    """A static route; `0.0.0.0/0` is the default one. `source` is the address our own packets bear."""
-    wanted = {"dst": network, "gateway": via}
+def add_route(
+    netlink: Netlink, network: str, via: str, *, source: str | None = None, retry_s: float | None = None
+) -> None:
+    """A static route; `0.0.0.0/0` is the default one. `source` is the address our own packets bear,
+    `retry_s` the least of TCP's retransmission timeouts (the kernel's own is 200 ms)."""
+    wanted: dict[str, Any] = {"dst": network, "gateway": via}
+    if retry_s is not None:
+        wanted["metrics"] = {"lock": 1 << _RTAX_RTO_MIN, "rto_min": math.ceil(retry_s * 1000)}
     if source is not None:
         wanted["prefsrc"] = source
     netlink.call(lambda ip: ip.route("add", **wanted), f"route {network} via {via}")

@@ -14,6 +14,8 @@ DATA_PORT = 7000
 LAN_INTERFACE = "lan0"
 ENGINE_INTERFACE = "eth0"
 LAN_PREFIX = 16
+_RETRY_S, _LEAST_RETRY_S = 0.2, 0.005
+"""Linux waits at least so long for an acknowledgement; engines may wait longer than the other for a CPU."""
 _LANS = ipaddress.IPv4Address("10.64.0.0")
 _WANS = ipaddress.IPv4Address("10.63.0.0")
 
@@ -61,6 +63,9 @@ class Plan:
     """Of each (link, source), in emulated units."""
     window_bytes: int
     """What a socket must be able to hold so that one stream fills the longest path."""
+    retry_s: float | None
+    """The least time after which TCP sends again what was not acknowledged, stretched like all time; None
+    where time is not, and the kernel's own holds."""
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -88,7 +93,13 @@ def plan(topology: Topology, prefix: str, *, scale: float = 1.0, time_scale: flo
         )
         for name, lan in _lans(topology).items()
     }
-    return Plan(sites=sites, links=links, shapes=shapes, window_bytes=window_bytes(topology, shapes))
+    return Plan(
+        sites=sites,
+        links=links,
+        shapes=shapes,
+        window_bytes=window_bytes(topology, shapes),
+        retry_s=None if time_scale == 1.0 else max(_RETRY_S * time_scale, _LEAST_RETRY_S),
+    )
 
 
 def window_bytes(topology: Topology, shapes: dict[tuple[str, str], Shape]) -> int:
