@@ -28,14 +28,15 @@ _SINCE = attrgetter("since")
 class Job:
     """A prompt in a prefill engine, which calls it as things happen."""
 
-    __slots__ = ("cached_tokens", "gone", "since", "tokens")
+    __slots__ = ("cached_tokens", "gone", "since", "submitted_at", "tokens")
 
-    def __init__(self, tokens: int, since: float | None = None) -> None:
-        """`since`: when it came in line before it was withdrawn, here or at another engine."""
+    def __init__(self, tokens: int, since: float | None = None, submitted_at: float | None = None) -> None:
+        """`since`: when it came in line before it was withdrawn, here or at another engine. `submitted_at`:
+        when its request came; None: when it joins."""
         self.tokens, self.cached_tokens = tokens, 0
         self.gone = False
         """It is computed, or was given up."""
-        self.since = since
+        self.since, self.submitted_at = since, submitted_at
 
     def find_cached(self) -> int:
         """It is its turn: how many of its tokens need no computing."""
@@ -49,7 +50,7 @@ class Job:
 
 
 class AnalyticPrefill:
-    """First come, first served, one prompt at a time (as `PrefillEngine`)."""
+    """First submitted, first served, one prompt at a time (as `PrefillEngine`)."""
 
     def __init__(
         self, prefill_s: Callable[[float, float], float], *, max_queue: int, clock: Clock | None = None
@@ -83,14 +84,22 @@ class AnalyticPrefill:
         if self._running is None:
             self._start(job)
         elif job.since is not None:  # it was let in before, so that no limit keeps it out
-            self._queue.insert(bisect(self._queue, job.since, key=_SINCE), job)
+            self._line_up(job, job.since)
         elif (queued := len(self._queue) - self._given_up) < self._max_queue:
-            job.since = self._loop.time()
-            self._queue.append(job)
+            self._line_up(job, self._loop.time() if job.submitted_at is None else job.submitted_at)
         else:
+            job.gone = True  # it is in no line that it could leave
             raise EngineError(
                 f"the prefill engine has {queued} prompts waiting", remedy="send fewer requests"
             )
+
+    def _line_up(self, job: Job, since: float) -> None:
+        """Whoever has waited longest is next."""
+        job.since, queue = since, self._queue
+        if not queue or (queue[-1].since or 0.0) <= since:
+            queue.append(job)
+        else:
+            queue.insert(bisect(queue, since, key=_SINCE), job)
 
     def leave(self, job: Job) -> None:
         """Give a prompt up; if it was being computed, the engine turns to the next."""

@@ -189,9 +189,17 @@ class Driver:
         answer = await self._serve(request)
         if answer is None or not request.follow_ups:
             return
-        async with asyncio.TaskGroup() as branches:
-            for follow_up in request.follow_ups:
-                branches.create_task(self._follow(follow_up, request, answer), name=follow_up.id)
+        async with asyncio.TaskGroup() as group:
+            branches = [
+                group.create_task(self._follow(follow_up, request, answer), name=follow_up.id)
+                for follow_up in request.follow_ups
+            ]
+            try:
+                await asyncio.wait(branches)
+            except asyncio.CancelledError:
+                for branch in branches:  # the group would give them up in the order of a set
+                    branch.cancel()
+                raise
 
     async def _follow(self, follow_up: FollowUp, request: Request, answer: Sequence[int]) -> None:
         """The next turn, unless requests are no longer to be sent by then."""

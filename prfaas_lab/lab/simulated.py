@@ -136,7 +136,7 @@ class _Prefilling(Job):
     )  # fmt: skip
 
     def __init__(self, client: SimulatedPrefill, order: PrefillOrder, tell: Tell, ended: Ended) -> None:
-        super().__init__(order.prompt_tokens, order.since)
+        super().__init__(order.prompt_tokens, order.since, order.submitted_at)
         self._client, self._order, self._tell, self._ended = client, order, tell, ended
         self._size = client.size(order.prompt_tokens - order.held_tokens)
         self._kept = None

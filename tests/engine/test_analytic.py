@@ -185,3 +185,31 @@ def test_a_waiting_prompt_is_given_back_and_returns_to_its_place_here_or_elsewhe
         return [await job.times for job in back]
 
     assert run_virtual(run()) == [(23.0, 24.0), (10.0, 12.0)]
+
+
+def test_a_prompt_that_was_refused_leaves_no_room_behind() -> None:
+    async def run() -> int:
+        engine = AnalyticPrefill(lambda tokens, cached: 100.0, max_queue=2)
+        jobs = [AwaitedJob(1) for _ in range(6)]
+        for job in jobs:
+            try:
+                engine.join(job)
+            except EngineError:
+                engine.leave(job)
+        return engine.stats.queued
+
+    assert run_virtual(run()) == 2
+
+
+def test_who_was_submitted_first_is_computed_first_whenever_it_joins() -> None:
+    async def run() -> list[float]:
+        engine = AnalyticPrefill(lambda tokens, cached: 1.0, max_queue=8)
+        jobs = []
+        for submitted_at in (5.0, 4.0, 1.0, 3.0):
+            job = AwaitedJob(1)
+            job.submitted_at = submitted_at
+            jobs.append(job)
+            engine.join(job)
+        return [(await job.times)[0] for job in jobs]
+
+    assert run_virtual(run()) == [0.0, 3.0, 1.0, 2.0]
