@@ -157,17 +157,19 @@ class FluidNetwork:
         """What a pair that has never met takes to be connected, for who waits for it before there is
         anything to send; from now on they have met."""
         path = self._path_between(source, destination)
-        if not path.route or (source, destination) in self._met:
-            return 0.0
-        self._met.add((source, destination))
-        return DIAL_RTTS * sum(self.delays(path))
+        return DIAL_RTTS * sum(self.delays(path)) if path.route and self._meet(source, destination) else 0.0
 
     def _first_ramp_s(self, source: str, destination: str, path: Path, made: list[Piece]) -> float:
         """Of a pair's first transfer; its connections stay open."""
-        if (source, destination) in self._met:
-            return 0.0
-        self._met.add((source, destination))
-        return self._ramp_s(path, made)
+        return self._ramp_s(path, made) if self._meet(source, destination) else 0.0
+
+    def _meet(self, source: str, destination: str) -> bool:
+        """Whether a pair is connected now for the first time."""
+        pair = source, destination
+        if pair in self._met:
+            return False
+        self._met.add(pair)
+        return True
 
     def _ramp_s(self, path: Path, made: list[Piece]) -> float:
         """What a new pair's connections lose: handshakes, and doubling each round trip up to the pace

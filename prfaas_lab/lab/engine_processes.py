@@ -34,6 +34,7 @@ class EngineProcesses:
     ) -> None:  # fmt: skip
         self.engines: dict[str, Engine] = {}
         self._resolved, self._ledger, self._fabric = resolved, ledger, fabric
+        self._ways = Ways(fabric)
         self._processes, self._ownership, self._pacing = processes, ownership, pacing
         self._out, self._corrupt = out, corrupt
 
@@ -107,7 +108,7 @@ class EngineProcesses:
             key_hex=key,
             settings=scenario.engine,
             transport=scenario.transport,
-            path=Ways(self._fabric).hint(datacenter),
+            path=self._ways.hint(datacenter),
             corrupt=self._corrupt,
             cache=cache_share(self._resolved, datacenter, disk_path=self._ownership.spill),
             pace=self._pacing.of(datacenter) if self._pacing else None,

@@ -80,10 +80,11 @@ class SimulatedPrefill:
         return self._order_s + self._network.dial_s(self.name, order.decode_host)
 
     def send(
-        self, order: PrefillOrder, seconds: float, cached_tokens: int, on_arrived: Callable[[float], None]
-    ) -> Transfer | PartedTransfer:
-        """Send the KVCache of a prompt whose computing, which begins now, takes so many seconds."""
-        size = self.size(order.prompt_tokens - order.held_tokens)
+        self, order: PrefillOrder, size: int, seconds: float, cached_tokens: int,
+        on_arrived: Callable[[float], None],
+    ) -> Transfer | PartedTransfer:  # fmt: skip
+        """Send the KVCache of a prompt, of so many bytes, whose computing begins now and takes so many
+        seconds."""
         pieces = self.pieces(order.prompt_tokens, seconds, size, cached_tokens, order.held_tokens)
         if self._clock is None:
             return self._network.send(self.name, order.decode_host, pieces, on_arrived)
@@ -187,7 +188,9 @@ class _Prefilling(Job):
         return self._kept.look() if self._kept else 0
 
     def on_started(self, seconds: float) -> None:
-        self._transfer = self._client.send(self._order, seconds, self.cached_tokens, self._on_arrived)
+        self._transfer = self._client.send(
+            self._order, self._size, seconds, self.cached_tokens, self._on_arrived
+        )
 
     def on_computed(self, started_at: float, finished_at: float) -> None:
         self._started_at, self._computed = started_at, True

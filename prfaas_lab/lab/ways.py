@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from prfaas_lab.fabric.plan import DATA_PORT
 from prfaas_lab.fabric.shape import Shape
@@ -108,11 +108,8 @@ class Ways:
 
     def _pairs_of_engines(self, way: PathView) -> int:
         """Who may send KVCache there, times who may receive it."""
-        senders = self._engines(way.source, "prefill")
-        return max(1, senders * self._engines(way.destination, "decode"))
-
-    def _engines(self, datacenter: str, role: Literal["prefill", "decode"]) -> int:
-        return list(self._fabric.topology.engine_names(datacenter).values()).count(role)
+        sites = self._fabric.topology.datacenters
+        return max(1, sites[way.source].engines.prefill * sites[way.destination].engines.decode)
 
     def configured_bps(self, link: str, source: str) -> float | None:
         """The rate of one direction of a link, as it is now."""
