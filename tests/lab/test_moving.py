@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 from aiohttp import web
+from made_up import Loopback
 
 from prfaas_lab.lab.control_client import ControlClient
 from prfaas_lab.lab.decode_role import DecodeRole
@@ -33,7 +34,7 @@ from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.handover import check
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.model.profile import CacheCurve, Decode, PrefillCurve, Profile, StepCurve
-from prfaas_lab.router import DatacenterView, PathView, Placement, Plan, View
+from prfaas_lab.router import DatacenterView, Placement, Plan, View
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
 from prfaas_lab.workload.request import Request
 
@@ -113,17 +114,6 @@ def in_turn(request: Request, view: View, plan: Plan) -> Placement:
         uncached_tokens=request.prompt_tokens,
         reason="in turn",
     )
-
-
-class Loopback:
-    def __init__(self, ports: dict[str, int]) -> None:
-        self.ports = ports
-
-    def data_address(self, source: str, destination: str) -> tuple[str, int]:
-        return "127.0.0.1", self.ports[destination]
-
-    def paths(self) -> tuple[PathView, ...]:
-        return ()
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from made_up import PROFILE
 
 from prfaas_lab.errors import LabError
 from prfaas_lab.lab.run_profile import profile_of_run
@@ -18,15 +19,7 @@ from prfaas_lab.spec.load import load_scenario
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 
 
-SHARED = """
-hardware: qwen3-next-tiny
-model: qwen3-next-tiny
-gpus: 1
-prefill: {source: a test, knots: [[64, 20ms], [2048, 400ms]]}
-kvcache: {source: a test, knots: [[64, 94208B], [2048, 1110016B]]}
-decode: {bs_max: 8, step: {source: a test, knots: [[1, 8ms], [8, 15ms]]}}
-machine: {source: a test, cores: 1.5, order: 3ms, restore: 4ms}
-"""
+SHARED = PROFILE + "machine: {source: a test, cores: 1.5, order: 3ms, restore: 4ms}\n"
 
 
 @pytest.fixture(scope="module")

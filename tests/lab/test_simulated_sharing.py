@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from made_up import PROFILE
 
 from prfaas_lab.engine.cores import Cores
 from prfaas_lab.fabric.fluid_network import FluidNetwork
@@ -17,14 +18,6 @@ from prfaas_lab.spec.load import load_scenario, load_topology
 
 ROOT = Path(__file__).parents[2]
 PAIR = ("prfaas-east-p0", "local-west-d0")
-PROFILE = """
-hardware: qwen3-next-tiny
-model: qwen3-next-tiny
-gpus: 1
-prefill: {source: a test, knots: [[64, 20ms], [2048, 400ms]]}
-kvcache: {source: a test, knots: [[64, 94208B], [2048, 1110016B]]}
-decode: {bs_max: 8, step: {source: a test, knots: [[1, 8ms], [8, 15ms]]}}
-"""
 MACHINE = "machine: {source: a test, cores: %s, order: %s, restore: %s}\n"
 
 

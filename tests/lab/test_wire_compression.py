@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from made_up import Loopback
 from msgspec.structs import replace
 
 from prfaas_lab.kvcache import Geometry
@@ -27,7 +28,7 @@ from prfaas_lab.lab.worker import Role, VerifierRole
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.summary import summarize
-from prfaas_lab.router import DatacenterView, PathView, Plan, policy
+from prfaas_lab.router import DatacenterView, Plan, policy
 from prfaas_lab.spec.scenario import EngineSettings, Model, TransportSettings
 from prfaas_lab.spec.topology import PrefixCache
 from prfaas_lab.workload.request import Request
@@ -44,19 +45,6 @@ def model() -> Any:
 
     one_thread()
     return build(Model())
-
-
-class Loopback:
-    """Everybody is at home."""
-
-    def __init__(self, ports: dict[str, int]) -> None:
-        self.ports = ports
-
-    def data_address(self, source: str, destination: str) -> tuple[str, int]:
-        return "127.0.0.1", self.ports[destination]
-
-    def paths(self) -> tuple[PathView, ...]:
-        return ()
 
 
 class Lab:
