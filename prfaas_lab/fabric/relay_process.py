@@ -32,7 +32,8 @@ class Relay:
 
     def __init__(self, counters: memoryview, seed: int) -> None:
         self._counters, self._seed = counters, seed
-        self._lanes: dict[int, Lane] = {}
+        self.lanes: dict[int, Lane] = {}
+        """By slot."""
         self._listeners: list[socket.socket] = []
         self._heeds: dict[int, Heed] = {}
         self._events: dict[int, int] = {}
@@ -50,8 +51,8 @@ class Relay:
             case "change":
                 self._change(request["slot"], Conditions(*request["conditions"]))
             case "listen":
-                forward = tuple(self._lanes[slot] for slot in request["forward"])
-                backward = tuple(self._lanes[slot] for slot in request["backward"])
+                forward = tuple(self.lanes[slot] for slot in request["forward"])
+                backward = tuple(self.lanes[slot] for slot in request["backward"])
                 self._listen(tuple(request["listen"]), tuple(request["target"]), forward, backward)
 
     def watch(self, sock: socket.socket, events: int, heed: Heed) -> None:
@@ -73,7 +74,7 @@ class Relay:
         self._heeds.pop(sock.fileno(), None)
 
     def next_due(self) -> float:
-        return min((lane.queue.next_due() for lane in self._lanes.values()), default=math.inf)
+        return min((lane.queue.next_due() for lane in self.lanes.values()), default=math.inf)
 
     def pass_bytes(self, now: float) -> bool:
         """Read and write what sockets allow, move what is due. False when there was neither."""
@@ -82,18 +83,21 @@ class Relay:
             heed = self._heeds.get(descriptor)
             if heed is not None:
                 heed(mask, now)
-        due = [lane for lane in self._lanes.values() if lane.queue.next_due() <= now]
+        due = [lane for lane in self.lanes.values() if lane.queue.next_due() <= now]
         for lane in due:
             lane.release(now)
-        for lane in self._lanes.values():
+        for lane in self.lanes.values():
             publish(self._counters, lane.slot, lane.queue)
         return bool(events or due)
 
     def _change(self, slot: int, conditions: Conditions) -> None:
-        if slot in self._lanes:
-            self._lanes[slot].change(conditions, time.monotonic())
+        if slot in self.lanes:
+            lane, now = self.lanes[slot], time.monotonic()
+            lane.release(now)  # what crossed before the answer is counted before the answer
+            lane.change(conditions, now)
+            publish(self._counters, slot, lane.queue)
         else:
-            self._lanes[slot] = Lane(slot, conditions, Random(self._seed + slot))
+            self.lanes[slot] = Lane(slot, conditions, Random(self._seed + slot))
 
     def _listen(
         self, address: tuple[str, int], target: tuple[str, int],

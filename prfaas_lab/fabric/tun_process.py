@@ -89,9 +89,7 @@ class Pumps:
             case "attach":
                 self._attach(request, devices)
             case "change":
-                pump = self.by_slot[request["slot"]]
-                pump.queue.change(Conditions(*request["conditions"]), time.monotonic())
-                pump.offload(request["offload"])
+                self._change(self.by_slot[request["slot"]], request)
 
     def pass_packets(self, now: float) -> bool:
         """Read what has come, write what is due. False when there was neither."""
@@ -106,11 +104,21 @@ class Pumps:
             pump.write(now)
         for pump in touched | due:
             pump.look_for_drops(now)
-            publish(self._counters, pump.slot, pump.queue, dropped_before=pump.ring_drops)
+            self._publish(pump)
         return bool(touched or due)
 
     def next_due(self) -> float:
         return min((pump.queue.next_due() for pump in self.by_slot.values()), default=math.inf)
+
+    def _change(self, pump: Pump, request: dict[str, Any]) -> None:
+        now = time.monotonic()
+        pump.write(now)  # what crossed before the answer is counted before the answer
+        pump.queue.change(Conditions(*request["conditions"]), now)
+        pump.offload(request["offload"])
+        self._publish(pump)
+
+    def _publish(self, pump: Pump) -> None:
+        publish(self._counters, pump.slot, pump.queue, dropped_before=pump.ring_drops)
 
     def _attach(self, request: dict[str, Any], descriptors: list[int]) -> None:
         devices, statistics = descriptors[0::2], descriptors[1::2]

@@ -14,7 +14,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from prfaas_lab.errors import FabricError
+from prfaas_lab.fabric.link_queue import Conditions
+from prfaas_lab.fabric.packet_child import COUNTER_FIELDS
 from prfaas_lab.fabric.relay import RelayRoute, RelayShaper
+from prfaas_lab.fabric.relay_lane import Item, Kind, Lane
+from prfaas_lab.fabric.relay_process import Relay
 from prfaas_lab.fabric.shape import Shape
 from prfaas_lab.spec.topology import GilbertElliott
 
@@ -232,6 +236,32 @@ def test_a_rate_step_takes_effect_at_once_and_an_outage_stops_all_bytes() -> Non
         assert _rate(shaper, 0.1) == 0
         shaper.change(*FORWARD, Shape(rate_bps=50e6))
         assert _rate(shaper, 0.2) == pytest.approx(50e6, rel=0.1)
+
+
+def test_the_answer_to_a_change_comes_with_all_that_crossed_before_it() -> None:
+    """Or whoever reads the counters next takes those bytes for bytes of an outage."""
+    counters = memoryview(bytearray(8 * COUNTER_FIELDS)).cast("Q")
+    relay = Relay(counters, seed=1)
+    relay.serve({"do": "change", "slot": 0, "conditions": Conditions(rate_bps=8e9)}, [])
+    lane = relay.lanes[0]
+    lane.queue.offer(Item(Nowhere((lane,)), Kind.BYTES, bytes(986), 1000, 0), 1000, 1, 0.0, 0.0)
+    relay.serve({"do": "change", "slot": 0, "conditions": Conditions(rate_bps=0.0)}, [])
+    assert counters[0] == 1000
+    relay.pass_bytes(time.monotonic())
+    assert counters[0] == 1000
+
+
+class Nowhere:
+    """A stream whose bytes nobody reads."""
+
+    def __init__(self, lanes: tuple[Lane, ...]) -> None:
+        self.lanes = lanes
+
+    def deliver(self, kind: Kind, content: bytes, now: float) -> None:
+        pass
+
+    def resume(self, now: float) -> None:
+        pass
 
 
 def _pour(connection: socket.socket) -> None:
