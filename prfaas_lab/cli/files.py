@@ -11,7 +11,7 @@ import typer
 
 from prfaas_lab.errors import LabError, SpecError
 from prfaas_lab.lab.pacing import pacing_of
-from prfaas_lab.router import policy
+from prfaas_lab.router import route_of
 from prfaas_lab.spec.dump import schema as schema_of
 from prfaas_lab.spec.load import kind_of, load_scenario, load_topology
 from prfaas_lab.spec.scenario import Resolved
@@ -51,7 +51,7 @@ def _runs(file: Path, resolved: Resolved) -> None:
     """Raises SpecError where a scenario that reads well names a policy or hardware that does not exist."""
     problems: list[str] = []
     try:
-        policy(resolved.scenario.policy.name)
+        route_of(resolved.scenario.policy)
     except LabError as error:
         problems.append(f"{file}: {error}")
     try:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from prfaas_lab.errors import UsageError
 from prfaas_lab.planner.deployment import Deployment, PolicyName
 from prfaas_lab.planner.fleet import fleet_of
 from prfaas_lab.planner.search import deploy
 from prfaas_lab.planner.setting import Setting
 from prfaas_lab.planner.whole_lengths import whole_lengths
+from prfaas_lab.router import route_of
 from prfaas_lab.spec.scenario import Policy, Resolved, Scenario
 from prfaas_lab.spec.topology import Engines, Topology
 
@@ -39,13 +38,9 @@ def arrange(resolved: Resolved, policy: str) -> Arranged:
     """The scenario with the policy, and where its engines are paced, with the roles, threshold and share
     that suit the policy best. Raises LabError when the policy cannot be deployed on this topology."""
     if resolved.scenario.engine.executor != "paced":
-        if policy == "balanced" and resolved.scenario.policy.share is None:
-            raise UsageError(
-                "the balanced policy has no share to offload, and no plan gives real engines one",
-                where=resolved.source,
-                remedy="set policy.share, or leave it out of --policies",
-            )
-        return Arranged(resolved=_with(resolved, resolved.topology, name=policy), predicted=None)
+        as_it_is = _with(resolved, resolved.topology, name=policy)
+        route_of(as_it_is.scenario.policy)
+        return Arranged(resolved=as_it_is, predicted=None)
     setting = _setting(resolved)
     planned = _PLANNED.get(policy)
     name: PolicyName = planned or ("prfaas" if setting.fleet.prfaas else "homogeneous")
@@ -78,7 +73,7 @@ def deployed(topology: Topology, deployment: Deployment) -> Topology:
 def _setting(resolved: Resolved) -> Setting:
     prompts, output_tokens = whole_lengths(resolved.scenario)
     return Setting(
-        fleet=fleet_of(resolved.topology, folder=Path(resolved.source).parent),
+        fleet=fleet_of(resolved.topology, source=resolved.source),
         prompts=prompts,
         output_tokens=output_tokens,
         mode="exact",

@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
 from prfaas_lab.lab.engines import Engine
@@ -183,7 +182,7 @@ class Scheduler:
             self._seen.popleft()
         if len(self._seen) < _FEWEST:
             return None
-        fleet = fleet_of(self._resolved.topology, folder=Path(self._resolved.source).parent)
+        fleet = fleet_of(self._resolved.topology, source=self._resolved.source)
         setting = Setting(
             fleet=fleet,
             prompts=Discrete.of(tokens for _, tokens, _ in self._seen),

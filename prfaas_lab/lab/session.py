@@ -18,7 +18,7 @@ from prfaas_lab.lab.results import results_in, write_results
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.files import EventWriter
 from prfaas_lab.metrics.ledger import Ledger
-from prfaas_lab.router import Route, policy
+from prfaas_lab.router import Route, route_of
 from prfaas_lab.spec.scenario import Resolved
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -60,7 +60,7 @@ def run_session(resolved: Resolved, options: Options, screen: Screen, work: Work
     brought up, or its network broke down; what happened until then is in `events.jsonl`, and if
     requests were served already, in a summary that is INVALID and names the `fault`.
     """
-    route = policy(resolved.scenario.policy.name)  # before anything is made: a wrong name costs nothing
+    route = route_of(resolved.scenario.policy)  # before anything is made: a wrong name costs nothing
     with results_in(options.out, resolved):
         return _run(resolved, options, screen, work, route)
 

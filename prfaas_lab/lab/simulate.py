@@ -43,7 +43,7 @@ from prfaas_lab.metrics.handover import Account
 from prfaas_lab.metrics.ledger import Ledger
 from prfaas_lab.metrics.run import run_started
 from prfaas_lab.metrics.summary import summarize
-from prfaas_lab.router import UNAWARE, DatacenterView, Route, policy
+from prfaas_lab.router import UNAWARE, DatacenterView, Route, route_of
 from prfaas_lab.router.values import Role
 from prfaas_lab.spec.scenario import Resolved
 from prfaas_lab.transport.limits import Limits
@@ -76,7 +76,7 @@ def simulate(resolved: Resolved, asked: Simulation = Simulation()) -> dict[str, 
 
     Raises LabError when the scenario cannot be simulated, Deadlock (naming the tasks) when it stalls.
     """
-    route = policy(resolved.scenario.policy.name)
+    route = route_of(resolved.scenario.policy)
     pacing = simulated_pacing(resolved, asked.profile)
     with ExitStack() as stack:
         write: Callable[[Account], None] = _forget

@@ -28,7 +28,7 @@ from prfaas_lab.lab.simulate import Simulation, simulate
 from prfaas_lab.lab.simulated_pacing import simulated_pacing
 from prfaas_lab.lab.vary import varied
 from prfaas_lab.metrics.files import write_atomically
-from prfaas_lab.router import policy
+from prfaas_lab.router import route_of
 from prfaas_lab.spec.load import load_scenario
 from prfaas_lab.spec.scenario import Resolved
 
@@ -121,7 +121,7 @@ def _point(resolved: Resolved, changes: tuple[tuple[str, str], ...], seed: int, 
     directory = points / name
     asked, written = directory / "asked.yaml", directory / "scenario.yaml"
     point = varied(resolved, {**dict(changes), "seed": str(seed)}, asked)
-    policy(point.scenario.policy.name)
+    route_of(point.scenario.policy)
     simulated_pacing(point)
     if not written.is_file() or not _same(written, asked):
         (directory / "summary.json").unlink(missing_ok=True)

@@ -61,15 +61,17 @@ class Fleet:
         return Fleet(prfaas=(), local=(grown, *rest))
 
 
-def fleet_of(topology: Topology, *, folder: Path | None = None) -> Fleet:
-    """The fleet of a topology, profiles looked up by `hardware:` (files relative to `folder`).
+def fleet_of(topology: Topology, *, source: str = "") -> Fleet:
+    """The fleet of a topology, profiles looked up by `hardware:` (files relative to that of `source`, the
+    file that the topology is from).
 
     Raises SpecError naming every datacenter whose hardware is missing or unknown.
     """
     problems: list[str] = []
+    folder = Path(source).parent if source else None
     sites = {name: _site(topology, name, folder, problems) for name in topology.datacenters}
     if problems:
-        raise SpecError(problems)
+        raise SpecError([f"{source}: {problem}" if source else problem for problem in problems])
     known = {name: site for name, site in sites.items() if site is not None}
     prfaas, local = (tuple(known[name] for name in names) for names in (topology.prfaas, topology.local))
     return Fleet(prfaas=prfaas, local=local, caps=_caps(topology))

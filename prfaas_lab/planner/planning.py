@@ -117,9 +117,8 @@ def plan(
     else:
         name, topology, prompt, output = value.name, value, CASE_PROMPT, CASE_OUTPUT
         prompts, output_tokens = law_of(CASE_PROMPT), lengths.mean(law_of(CASE_OUTPUT))
-    folder = Path(source).parent if source else None
     setting = Setting(
-        fleet=fleet_of(topology, folder=folder),
+        fleet=fleet_of(topology, source=source),
         prompts=prompts,
         output_tokens=output_tokens,
         extensions=extensions or Extensions(),

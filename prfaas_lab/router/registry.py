@@ -14,6 +14,7 @@ from prfaas_lab.router.earliest_finish import earliest_finish
 from prfaas_lab.router.placement_cache import cache_aware
 from prfaas_lab.router.policies import balanced, local_only, remote_all, threshold
 from prfaas_lab.router.values import Placement, Plan, Route, View
+from prfaas_lab.spec.scenario import Policy
 from prfaas_lab.workload.request import Request
 
 POLICIES: dict[str, Route] = {
@@ -33,6 +34,18 @@ gives them."""
 
 UNAWARE = frozenset(("threshold", "homogeneous", "naive", "balanced", "local-only", "remote-all"))
 """Those that look at no way beyond whether it is up: nothing of its load needs to be known for them."""
+
+
+def route_of(asked: Policy) -> Route:
+    """The policy that a scenario asks for. Raises LabError as `policy` does, and UsageError where it lacks an
+    option without which every request would fail."""
+    if asked.name == "balanced" and asked.share is None:
+        raise UsageError(
+            "the balanced policy has no share to offload",
+            where="policy.share",
+            remedy="set it, such as share: 0.5; for paced engines `compare` plans one",
+        )
+    return policy(asked.name)
 
 
 def policy(name: str) -> Route:

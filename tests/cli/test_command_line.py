@@ -162,10 +162,22 @@ def test_results_that_cannot_be_written_are_refused_in_words(command: str) -> No
 
 
 def test_a_simulation_whose_requests_failed_says_so_and_fails(tmp_path: Path) -> None:
-    finished = lab("simulate", "scenarios/smoke.yaml", "--policy", "balanced", "--out", str(tmp_path))
+    text = (ROOT / "scenarios" / "smoke.yaml").read_text().replace("../topologies", f"{ROOT}/topologies")
+    (tmp_path / "cut.yaml").write_text(text + "events: [{at: 0s, link: wan, outage: 60s}]\n")
+    arguments = ("--policy", "remote-all", "--out", str(tmp_path / "run"))
+    finished = lab("simulate", str(tmp_path / "cut.yaml"), *arguments)
     assert finished.returncode == 1
-    assert "has no share to offload" in finished.stdout
+    assert "no live PrfaaS engine" in finished.stdout
     assert "12 of 12 requests failed" in finished.stderr
+
+
+@pytest.mark.parametrize("command", ["scenario", "simulate", "compare"])
+def test_a_policy_that_lacks_an_option_is_refused_before_anything_runs(command: str, tmp_path: Path) -> None:
+    option = "--policies" if command == "compare" else "--policy"
+    finished = lab(command, "scenarios/smoke.yaml", option, "balanced", "--out", str(tmp_path / "run"))
+    assert finished.returncode == 2
+    assert "policy.share: the balanced policy has no share to offload (set it" in finished.stderr
+    assert not list(tmp_path.rglob("*.*")), "nothing ran"
 
 
 def test_a_simulation_is_compared_with_an_emulation_of_the_same_scenario(tmp_path: Path) -> None:
