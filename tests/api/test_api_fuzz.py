@@ -60,7 +60,7 @@ async def answered(served: Served, path: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("path", POSTS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_no_body_gives_a_5xx(path: str, data: st.DataObject) -> None:
     bodies = data.draw(st.lists(JSON | likely(path), min_size=1, max_size=8))

@@ -156,7 +156,7 @@ def test_the_screen_is_drawn_the_size_of_its_console() -> None:
     assert all(len(line) <= 100 for line in lines)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(FakeRun(requests=6, failures=1).events()), max_size=120),
     st.integers(1, 200), st.integers(1, 60), st.sampled_from([ASCII, UNICODE]),

@@ -62,7 +62,7 @@ def test_the_reasons_for_doubt_stand_under_the_verdict() -> None:
     assert lines[1] == "  - the machine's CPUs were 99% busy on average (tolerance 95%)"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(FakeRun(requests=5, failures=1).events()), max_size=60))
 def test_no_run_however_short_breaks_the_table(events: list[ev.Event]) -> None:
     assert piped(events)

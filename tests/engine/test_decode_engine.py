@@ -44,7 +44,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(outputs=st.lists(st.integers(1, 9), min_size=1, max_size=12), max_batch=st.integers(1, 4))
 async def test_every_request_gets_exactly_its_tokens_within_the_batch(
     outputs: list[int], max_batch: int

@@ -61,7 +61,7 @@ def paced(kept: PrefixCache) -> PrefillEngine:
     return PrefillEngine(executor, max_queue=9, clock=now, cache=kept)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(first=st.integers(1, 2000), more=st.integers(1, 2000))
 def test_a_hit_saves_exactly_what_the_profile_gives_its_tokens(first: int, more: int) -> None:
     async def main() -> tuple[PrefillResult, PrefillResult]:
@@ -99,7 +99,7 @@ async def test_only_the_increment_is_sent_to_a_decode_engine_that_holds_the_bloc
     held.pool.check()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=25),
     st.integers(1, 12),

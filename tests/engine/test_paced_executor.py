@@ -34,7 +34,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     prompts=st.lists(st.integers(1, 131_072), min_size=1, max_size=5), time_scale=st.sampled_from([0.1, 1.0])
 )
@@ -59,7 +59,7 @@ def test_a_late_timer_costs_the_next_prompt_nothing() -> None:
     assert run_virtual(main()) == pytest.approx(2 * H20.prefill_s(1024))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tokens=st.integers(1, 60_000), cached_chunks=st.integers(0, 3))
 def test_what_is_emitted_is_the_layout_each_chunk_in_its_time(tokens: int, cached_chunks: int) -> None:
     start = min(cached_chunks * CHUNK, (tokens - 1) // CHUNK * CHUNK)

@@ -41,7 +41,7 @@ CHAIN = {
 
 
 @given(topologies())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_every_address_is_given_once(world: Topology) -> None:
     made = plan(world, "pl-x-")
     addresses = [node.address for node in made.nodes.values()]
@@ -52,7 +52,7 @@ def test_every_address_is_given_once(world: Topology) -> None:
 
 
 @given(topologies())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_routes_lead_along_the_shortest_path_hop_by_hop(world: Topology) -> None:
     made = plan(world, "pl-x-")
     lans = {str(ipaddress.IPv4Interface(f"{s.gateway.address}/16").network): n for n, s in made.sites.items()}
@@ -89,7 +89,7 @@ def test_scale_shrinks_rates_and_time_scale_stretches_delays() -> None:
 
 
 @given(topologies())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_relay_doors_lead_where_the_links_do(world: Topology) -> None:
     relayed = plan_relay(world, 77, 7000)
     targets = {route.listen[0]: route for route in relayed.routes}

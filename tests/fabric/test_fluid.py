@@ -134,7 +134,7 @@ flows = st.lists(st.tuples(st.floats(0, 10), routes, pieces), min_size=1, max_si
 
 
 @given(flows, st.tuples(*[st.floats(10, 1000)] * 3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_bytes_are_conserved_and_no_flow_is_faster_than_its_route(
     starts: list[Start], capacities: tuple[float, float, float]
 ) -> None:
@@ -149,7 +149,7 @@ def test_bytes_are_conserved_and_no_flow_is_faster_than_its_route(
 
 
 @given(flows, st.tuples(*[st.floats(10, 1000)] * 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_link_carries_more_than_its_capacity(
     starts: list[Start], capacities: tuple[float, float, float]
 ) -> None:
@@ -172,7 +172,7 @@ def test_no_link_carries_more_than_its_capacity(
 
 
 @given(flows, st.tuples(*[st.floats(10, 1000)] * 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_link_that_nobody_can_fill_changes_nothing_for_those_who_share_it(
     starts: list[Start], capacities: tuple[float, float, float]
 ) -> None:
@@ -212,7 +212,7 @@ changes = st.lists(st.tuples(st.sampled_from("abc"), st.floats(10, 1000), st.flo
 
 
 @given(flows, st.tuples(*[st.floats(10, 1000)] * 3), given_up, changes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_shares_found_nearby_are_those_found_over_all_lanes(
     starts: list[Start], capacities: tuple[float, float, float],
     cancels: list[tuple[int, float]], widths: list[tuple[str, float, float]],

@@ -6,12 +6,12 @@ import contextlib
 import os
 import signal
 import socket
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tries import best
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric.link_queue import Conditions
@@ -37,13 +37,12 @@ def relayed(
     """A relay before a server that calls `serve` on each connection; yields the address to dial."""
     server = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_accept, args=(server, serve), daemon=True).start()
-    if serve is None:
-        server.close()
-    shaper, address = RelayShaper(), ("127.0.0.2", _free_port())
+    here, nobody = _reserved("127.0.0.2"), _reserved("127.0.0.1")
+    shaper, address = RelayShaper(), here.getsockname()
     names = [("wan" + "+" * i) for i in range(hops)]
     route = RelayRoute(
         listen=address,
-        target=server.getsockname() if serve else ("127.0.0.1", _free_port()),
+        target=(server if serve else nobody).getsockname(),
         forward=tuple((name, "east") for name in names),
         backward=tuple((name, "west") for name in reversed(names)),
     )
@@ -53,7 +52,8 @@ def relayed(
         yield shaper, address
     finally:
         shaper.close()
-        server.close()
+        for sock in (server, here, nobody):
+            sock.close()
 
 
 def _accept(server: socket.socket, serve: Callable[[socket.socket], None] | None) -> None:
@@ -69,9 +69,12 @@ def _call(serve: Callable[[socket.socket], None], connection: socket.socket) -> 
         serve(connection)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.2", 0)) as probe:
-        return int(probe.getsockname()[1])
+def _reserved(host: str) -> socket.socket:
+    """Holds a port on which nobody listens, unless with SO_REUSEADDR too, as the relay does."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, 0))
+    return sock
 
 
 def dial(address: tuple[str, int]) -> socket.socket:
@@ -102,44 +105,48 @@ def send_and_finish(address: tuple[str, int], size_bytes: int) -> tuple[int, flo
         return int(connection.recv(100)), time.monotonic() - started
 
 
+@pytest.mark.realtime
 def test_a_round_trip_takes_both_delays() -> None:
     with relayed(echo, Shape(delay_s=0.02), Shape(delay_s=0.01)) as (_, address), dial(address) as connection:
-        trips = []
-        for _ in range(11):
-            started = time.monotonic()
-            connection.sendall(b"ping")
-            assert connection.recv(4) == b"ping"
-            trips.append(time.monotonic() - started)
-    assert statistics.median(trips) == pytest.approx(0.03, rel=0.05, abs=0.001)
+        assert shortest_trip_s(connection) == pytest.approx(0.03, rel=0.05, abs=0.001)
 
 
+@pytest.mark.realtime
 def test_hops_add_up() -> None:
     with relayed(echo, Shape(delay_s=0.01), hops=3) as (_, address), dial(address) as connection:
-        connection.sendall(b"open")
-        connection.recv(4)
-        trips = []
-        for _ in range(7):
-            started = time.monotonic()
-            connection.sendall(b"ping")
-            connection.recv(4)
-            trips.append(time.monotonic() - started)
-    assert statistics.median(trips) == pytest.approx(0.06, rel=0.05, abs=0.001)
+        assert shortest_trip_s(connection) == pytest.approx(0.06, rel=0.05, abs=0.001)
 
 
+def shortest_trip_s(connection: socket.socket) -> float:
+    """The best of many: other work on this machine can only make one longer."""
+    trips = []
+    for _ in range(21):
+        started = time.monotonic()
+        connection.sendall(b"ping")
+        assert connection.recv(4) == b"ping"
+        trips.append(time.monotonic() - started)
+    return min(trips)
+
+
+@pytest.mark.realtime
 def test_goodput_is_that_of_a_kernel_shaper_and_shared_by_all_connections() -> None:
     size_bytes = 2_000_000
     with relayed(count, Shape(rate_bps=100e6, delay_s=0.005)) as (shaper, address):
-        started = time.monotonic()
-        flows = [threading.Thread(target=send_and_finish, args=(address, size_bytes)) for _ in range(3)]
-        for flow in flows:
-            flow.start()
-        for flow in flows:
-            flow.join()
-        took_s = time.monotonic() - started
-        carried = shaper.counters(*FORWARD)
-    assert 3 * size_bytes * 8 / (took_s - 0.02) == pytest.approx(95.6e6, rel=0.03)
-    assert carried.bytes_total == pytest.approx(3 * size_bytes * 1514 / 1448, rel=0.01)
-    assert (carried.dropped_total, carried.backlog_bytes) == (0, 0)
+
+        def attempt() -> None:
+            before, started = shaper.counters(*FORWARD), time.monotonic()
+            flows = [threading.Thread(target=send_and_finish, args=(address, size_bytes)) for _ in range(3)]
+            for flow in flows:
+                flow.start()
+            for flow in flows:
+                flow.join()
+            took_s, after = time.monotonic() - started, shaper.counters(*FORWARD)
+            carried_bytes = after.bytes_total - before.bytes_total
+            assert carried_bytes == pytest.approx(3 * size_bytes * 1514 / 1448, rel=0.01)
+            assert (after.dropped_total, after.backlog_bytes) == (0, 0)
+            assert 3 * size_bytes * 8 / (took_s - 0.02) == pytest.approx(95.6e6, rel=0.03)
+
+        best(attempt)
 
 
 def test_every_byte_arrives_in_order_both_ways() -> None:
@@ -195,9 +202,9 @@ def test_a_reset_by_the_client_reaches_the_server() -> None:
 
 
 def test_a_refused_destination_resets_the_client_after_a_round_trip() -> None:
-    with relayed(None, Shape(delay_s=0.02)) as (_, address), dial(address) as connection:
+    with relayed(None, Shape(delay_s=0.02)) as (_, address):
         started = time.monotonic()
-        with pytest.raises(ConnectionResetError):
+        with dial(address) as connection, pytest.raises(ConnectionResetError):
             connection.recv(1)
         assert time.monotonic() - started >= 0.039
 
@@ -224,18 +231,26 @@ def test_a_receiver_that_does_not_read_stops_the_sender() -> None:
         hold.set()
 
 
+@pytest.mark.realtime
 def test_a_rate_step_takes_effect_at_once_and_an_outage_stops_all_bytes() -> None:
     with relayed(count, Shape(rate_bps=100e6)) as (shaper, address), dial(address) as connection:
         threading.Thread(target=_pour, args=(connection,), daemon=True).start()
-        time.sleep(0.1)
-        before = time.monotonic()
-        at = shaper.change(*FORWARD, Shape(rate_bps=20e6))
-        assert before <= at <= time.monotonic()
-        assert _rate(shaper, 0.3) == pytest.approx(20e6, rel=0.1)
+
+        def attempt() -> None:
+            shaper.change(*FORWARD, Shape(rate_bps=100e6))
+            time.sleep(0.1)
+            before = time.monotonic()
+            at = shaper.change(*FORWARD, Shape(rate_bps=20e6))
+            assert before <= at <= time.monotonic()
+            assert _rate(shaper, 0.3) == pytest.approx(20e6, rel=0.1)
+            shaper.change(*FORWARD, Shape(rate_bps=50e6))
+            assert _rate(shaper, 0.3) == pytest.approx(50e6, rel=0.1)
+
+        best(attempt)
         shaper.change(*FORWARD, Shape(rate_bps=0.0))
         assert _rate(shaper, 0.1) == 0
         shaper.change(*FORWARD, Shape(rate_bps=50e6))
-        assert _rate(shaper, 0.2) == pytest.approx(50e6, rel=0.1)
+        best(lambda: _flows(shaper, 50e6))
 
 
 def test_the_answer_to_a_change_comes_with_all_that_crossed_before_it() -> None:
@@ -268,6 +283,10 @@ def _pour(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             connection.sendall(bytes(65536))
+
+
+def _flows(shaper: RelayShaper, rate_bps: float) -> None:
+    assert _rate(shaper, 0.3) == pytest.approx(rate_bps, rel=0.1)
 
 
 def _rate(shaper: RelayShaper, seconds: float) -> float:

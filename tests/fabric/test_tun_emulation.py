@@ -14,11 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import pytest
+from tries import best
 
 from prfaas_lab.errors import FabricError
 from prfaas_lab.fabric import namespaces, sysctl
@@ -105,17 +106,7 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def best(attempt: Callable[[], None]) -> None:
-    """A claim that holds at one of three tries: other work on this machine may spoil one."""
-    for left in (2, 1, 0):
-        try:
-            return attempt()
-        except AssertionError:
-            if not left:
-                raise
-    return None
-
-
+@pytest.mark.realtime
 def test_delay_and_rate_hold_beside_busy_processes() -> None:
     """The kernel's own arrival times tell, so that only the shaper has to wake on time."""
     with linked(Shape(rate_bps=20 * MBIT, delay_s=0.025, queue_bytes=200_000)) as pair, busy(3):
@@ -135,11 +126,13 @@ def test_delay_and_rate_hold_beside_busy_processes() -> None:
         best(measure)
 
 
+@pytest.mark.realtime
 def test_lossless_gigabit_needs_little_and_is_exact() -> None:
     with linked(Shape(rate_bps=1000 * MBIT, delay_s=0.005)) as pair:
         best(lambda: _near(goodput_bps(pair.way("wan", "east")), 1000 * MBIT * ACHIEVABLE, 0.03))
 
 
+@pytest.mark.realtime
 def test_a_step_down_is_seen_within_50_ms_and_no_window_ever_exceeds_the_rate() -> None:
     fast, slow = (Shape(rate_bps=r * MBIT, delay_s=0.01, queue_bytes=100_000) for r in (20, 5))
     with linked(fast) as pair:
@@ -160,18 +153,25 @@ def test_a_step_down_is_seen_within_50_ms_and_no_window_ever_exceeds_the_rate() 
         best(step)
 
 
+@pytest.mark.realtime
 def test_an_outage_stops_all_bytes_and_ends_without_a_burst() -> None:
     shape = Shape(rate_bps=20 * MBIT, delay_s=0.01, queue_bytes=200_000)
-    with linked(shape) as pair, pair.flood(30 * MBIT) as flood:
-        time.sleep(0.2)
-        stopped = pair.change(Shape(rate_bps=0.0, delay_s=0.01, queue_bytes=200_000))
-        time.sleep(0.3)
-        resumed = pair.change(shape)
-        time.sleep(0.3)
-    assert flood.count(stopped + 0.03, resumed) == 0
-    assert flood.rate_bps(resumed + 0.02, resumed + 0.22) == pytest.approx(20 * MBIT, rel=0.1)
+    with linked(shape) as pair:
+
+        def attempt() -> None:
+            with pair.flood(30 * MBIT) as flood:
+                time.sleep(0.2)
+                stopped = pair.change(Shape(rate_bps=0.0, delay_s=0.01, queue_bytes=200_000))
+                time.sleep(0.3)
+                resumed = pair.change(shape)
+                time.sleep(0.3)
+            assert flood.count(stopped + 0.03, resumed) == 0
+            assert flood.rate_bps(resumed + 0.02, resumed + 0.22) == pytest.approx(20 * MBIT, rel=0.1)
+
+        best(attempt)
 
 
+@pytest.mark.realtime
 def test_packets_sent_are_packets_received_and_dropped() -> None:
     shape = Shape(rate_bps=20 * MBIT, delay_s=0.005, loss=0.05, queue_bytes=50_000)
     with linked(shape, Shape()) as pair:
@@ -185,6 +185,7 @@ def test_packets_sent_are_packets_received_and_dropped() -> None:
     assert after.bytes_total - before.bytes_total == len(flood.arrivals) * FRAME_BYTES
 
 
+@pytest.mark.realtime
 def test_what_the_kernel_drops_before_a_stopped_process_is_counted() -> None:
     with linked(Shape()) as pair:
         assert pair.tun.pid is not None
@@ -199,6 +200,7 @@ def test_what_the_kernel_drops_before_a_stopped_process_is_counted() -> None:
     assert dropped >= 900
 
 
+@pytest.mark.realtime
 def test_the_queue_never_holds_more_than_its_limit() -> None:
     with linked(Shape(rate_bps=5 * MBIT, queue_bytes=60_000)) as pair, pair.flood(20 * MBIT):
         backlogs = []
@@ -208,6 +210,7 @@ def test_the_queue_never_holds_more_than_its_limit() -> None:
     assert 55_000 < max(backlogs) <= 60_000
 
 
+@pytest.mark.realtime
 def test_changes_take_effect_within_10_ms_on_a_full_link() -> None:
     with linked(Shape(rate_bps=20 * MBIT)) as pair, contextlib.closing(CrossTraffic(pair)) as cross:
         cross.start("wan", "east", 30 * MBIT)
@@ -222,11 +225,12 @@ def test_changes_take_effect_within_10_ms_on_a_full_link() -> None:
         best(change_often)
 
 
+@pytest.mark.realtime
 def test_loss_can_come_and_go_under_a_running_stream() -> None:
     """Bundles are cut only while packets are lost; the stream goes on through both switches."""
     with linked(Shape(rate_bps=300 * MBIT, delay_s=0.002)) as pair:
         way = pair.way("wan", "east")
-        assert goodput_bps(way, windows=3) > 200 * MBIT
+        best(lambda: _above(goodput_bps(way, windows=3), 200 * MBIT))
         pair.change(Shape(rate_bps=300 * MBIT, delay_s=0.002, loss=0.01))
         lossy, before = goodput_bps(way, windows=3), pair.counters()
         assert lossy > 1 * MBIT
@@ -235,15 +239,20 @@ def test_loss_can_come_and_go_under_a_running_stream() -> None:
         best(lambda: _near(goodput_bps(way, windows=3), 300 * MBIT * ACHIEVABLE, 0.05))
 
 
+@pytest.mark.realtime
 def test_one_process_carries_a_dozen_links_and_they_vanish_with_it() -> None:
     with linked(Shape(rate_bps=100 * MBIT, delay_s=0.005)) as pair:
         for number in range(1, 12):
             pair.tun.attach(pair.link(f"wan{number}", number), Shape(delay_s=0.001), Shape(delay_s=0.001))
         count = partial(namespaces.call_in, pair._netns["east"], socket.if_nameindex)
         assert len(count()) == 13
-        with pair.flood(1 * MBIT) as trickle:
-            time.sleep(0.2)
-        assert statistics.median(a.delay_s for a in trickle.arrivals) == pytest.approx(0.005, abs=0.001)
+
+        def attempt() -> None:
+            with pair.flood(1 * MBIT) as trickle:
+                time.sleep(0.2)
+            assert statistics.median(a.delay_s for a in trickle.arrivals) == pytest.approx(0.005, abs=0.001)
+
+        best(attempt)
         pair.tun.close()
         assert [name for _, name in count()] == ["lo"]
 
@@ -285,12 +294,13 @@ def test_the_process_ends_when_its_starter_is_killed() -> None:
     assert _lives(pid)
     starter.kill()
     starter.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while _lives(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _lives(pid)
 
 
+@pytest.mark.realtime
 def test_udp_cross_traffic_takes_its_rate_from_the_link() -> None:
     with (
         linked(Shape(rate_bps=50 * MBIT, delay_s=0.005)) as pair,
@@ -299,15 +309,13 @@ def test_udp_cross_traffic_takes_its_rate_from_the_link() -> None:
         way = pair.way("wan", "east")
         cross.start("wan", "east", 20 * MBIT)
         time.sleep(0.2)
-        before, began = pair.counters(), time.monotonic()
-        time.sleep(0.5)
-        carried = (pair.counters().bytes_total - before.bytes_total) * 8 / (time.monotonic() - began)
-        assert carried == pytest.approx(20 * MBIT, rel=0.05)
+        best(lambda: _near(_carried_bps(pair), 20 * MBIT, 0.05))
         best(lambda: _near(goodput_bps(way), 30 * MBIT * ACHIEVABLE, 0.10))
         cross.stop("wan", "east", 20 * MBIT)
         best(lambda: _near(goodput_bps(way), 50 * MBIT * ACHIEVABLE, 0.03))
 
 
+@pytest.mark.realtime
 def test_greedy_tcp_cross_traffic_shares_the_link_and_leaves_when_told() -> None:
     with (
         linked(Shape(rate_bps=50 * MBIT, delay_s=0.005)) as pair,
@@ -316,15 +324,23 @@ def test_greedy_tcp_cross_traffic_shares_the_link_and_leaves_when_told() -> None
         way = pair.way("wan", "east")
         cross.start("wan", "east", "tcp")
         time.sleep(0.5)
-        before = pair.counters().bytes_total
-        time.sleep(0.3)
-        assert (pair.counters().bytes_total - before) * 8 / 0.3 > 40 * MBIT
+        best(lambda: _above(_carried_bps(pair), 40 * MBIT))
         shared = goodput_bps(way, streams=1, windows=20)
         assert 2 * MBIT < shared < 46 * MBIT
         cross.stop("wan", "east", "tcp")
         best(lambda: _near(goodput_bps(way), 50 * MBIT * ACHIEVABLE, 0.03))
         with pytest.raises(FabricError, match="no such cross traffic"):
             cross.stop("wan", "east", "tcp")
+
+
+def _carried_bps(pair: Pair) -> float:
+    before, began = pair.counters(), time.monotonic()
+    time.sleep(0.5)
+    return (pair.counters().bytes_total - before.bytes_total) * 8 / (time.monotonic() - began)
+
+
+def _above(measured: float, least: float) -> None:
+    assert measured > least
 
 
 def _near(measured: float, expected: float, share: float) -> None:

@@ -192,6 +192,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolLaws = PoolMachine.TestCase
-TestPoolLaws.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, report_multiple_bugs=False
-)
+TestPoolLaws.settings = settings(max_examples=100, stateful_step_count=40, report_multiple_bugs=False)

@@ -154,6 +154,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         run("clean")
 
 
+@pytest.mark.realtime
 def test_sigint_drains_and_leaves_nothing(running: subprocess.Popen[str], tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     time.sleep(0.05)  # and once more, as under `timeout`: still one Ctrl-C
@@ -169,7 +170,7 @@ def test_sigterm_gives_up_what_is_in_flight_and_leaves_nothing(
     running: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 143
+    assert running.wait(RUN_TIMEOUT_S) == 143
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["submitted"] == summary["completed"] + summary["failed"]
     assert_gone(tmp_path)

@@ -61,6 +61,7 @@ def test_a_table_has_a_line_for_each_row_and_says_who_failed():
 
 
 @pytest.mark.emulation
+@pytest.mark.realtime
 async def test_a_small_bench_runs_over_a_shaped_link():
     link = BenchLink(rate_bps=200e6, rtt_s=0.01)
     rows = await run_bench(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -54,7 +53,7 @@ class Lab:
         self.folder, self.model, self.cached = folder, model, cached
         self.transport = TransportSettings(compression=compression, connections=4)
         self.ledger = Ledger(time.monotonic, time.monotonic())
-        self.ports = {name: _free_port() for name in ("p0", "d0")}
+        self.ports: dict[str, int] = {}
         self.verifier = ("verifier", str(folder / "verifier.sock"))
 
     @asynccontextmanager
@@ -85,11 +84,13 @@ class Lab:
     async def _engine(self, stack: AsyncExitStack, name: str, role: Any) -> ControlClient:
         order = EngineOrder(
             name=name, role=role, netns=None, control_socket=str(self.folder / f"{name}.sock"), log="",
-            host="127.0.0.1", port=self.ports[name], key_hex="5a" * 32, settings=EngineSettings(chunk=CHUNK),
+            host="127.0.0.1", port=0, key_hex="5a" * 32, settings=EngineSettings(chunk=CHUNK),
             transport=self.transport, cache=CACHE if self.cached else None,
         )  # fmt: skip
         working = PrefillRole(order, self.model) if role == "prefill" else DecodeRole(order, self.model)
         await _serve(stack, working, order.control_socket)
+        if isinstance(working, DecodeRole):
+            self.ports[name] = working.receiver.port
         return await stack.enter_async_context(ControlClient(name, order.control_socket))
 
 
@@ -100,11 +101,6 @@ async def _serve(stack: AsyncExitStack, role: Role, control_socket: str) -> None
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.UnixSite(runner, control_socket).start()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def prompts(model: Any, count: int = 4) -> list[Request]:

@@ -158,7 +158,7 @@ def test_an_empty_run_sums_up_without_nan(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_stream_however_torn_breaks_the_account(data: st.DataObject) -> None:
     events = FakeRun(requests=4, failures=1).events()

@@ -61,7 +61,7 @@ def _by_quadrature(law: TruncatedLogNormal, of, high: float) -> float:
     return part / quad(density, start, whole)[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(log_normals(), st.floats(0.01, 1.0))
 def test_integration_agrees_with_quadrature(law: TruncatedLogNormal, where: float):
     cut = law.low + where * (law.high - law.low)
@@ -81,7 +81,7 @@ def test_integration_agrees_with_a_large_sample():
     assert exact / float(share_above(CASE, 19_400)) == pytest.approx(CURVE.many(long).mean(), rel=0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(laws, st.floats(0, 1))
 def test_the_parts_below_and_above_a_cut_make_the_whole(law: LengthLaw, where: float):
     low, high = law.support
@@ -93,14 +93,14 @@ def test_the_parts_below_and_above_a_cut_make_the_whole(law: LengthLaw, where: f
     assert float(law.partial(1, cut)) <= mean(law) * (1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(laws)
 def test_the_mean_of_a_convex_curve_is_at_least_the_curve_at_the_mean(law: LengthLaw):
     convex = PrefillCurve(source="a test", knots=((100, 1.0), (1000, 2.0), (10_000, 20.0), (50_000, 400.0)))
     assert float(partial_mean(law, convex, math.inf)) >= convex.at(mean(law)) * (1 - 1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(laws, st.floats(0.1, 1.0))
 def test_a_scaled_law_is_the_law_of_scaled_lengths(law: LengthLaw, factor: float):
     shorter = scaled(law, factor)

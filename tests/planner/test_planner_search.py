@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_made_up import settings_of
 
@@ -19,7 +19,7 @@ from prfaas_lab.planner.roles import role_choices
 from prfaas_lab.planner.search import deploy, deploy_prfaas
 from prfaas_lab.planner.setting import Extensions, Network, PrefixHits, Prices, Queueing, Setting, Slo
 
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=15)
 
 
 def _with_link(setting: Setting, rate_bps: float) -> Setting:

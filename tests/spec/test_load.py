@@ -210,7 +210,7 @@ delays = st.floats(0, 1e4)
 @given(
     description=words | tricky, rate=rates, delay=delays, scale=st.floats(1e-9, 1), seed=st.integers(0, 2**62)
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 def test_any_scenario_survives_being_written(
     folder: Path, description: str, rate: float, delay: float, scale: float, seed: int
 ) -> None:

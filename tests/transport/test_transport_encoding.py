@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from transport_pair import FAST, pair
+from transport_pair import PATIENCE_S, UNHURRIED, pair, until
 
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.codec import NAMES
@@ -17,9 +17,6 @@ from prfaas_lab.transport.encoding import Encoder
 from prfaas_lab.transport.errors import TransferCancelled
 from prfaas_lab.transport.frames import Kind
 from prfaas_lab.transport.outgoing import Outgoing
-
-PATIENCE_S = 5.0
-"""For a thread that is on its way."""
 
 
 class Halves:
@@ -101,7 +98,7 @@ async def test_the_loop_goes_on_while_a_segment_is_encoded() -> None:
     async with site() as here:
         outgoing = here.transfer()
         outgoing.send(key(1), segment(1))
-        await asyncio.sleep(0.02)  # would hang, were it encoded here
+        await until(lambda: here.codec.begun)  # would hang, were it encoded here
         assert (here.codec.begun, outgoing.has_work, here.woken) == ([key(1)], False, 0)
         here.codec.may.release()
         await here.encoded(outgoing, 50)
@@ -155,7 +152,7 @@ async def test_what_is_encoded_when_its_transfer_ends_goes_nowhere() -> None:
         outgoing, other = here.transfer(1), here.transfer(2)
         for chunk in range(5):
             outgoing.send(key(chunk), segment(chunk, 2**20))
-        await asyncio.sleep(0.01)
+        await until(lambda: here.codec.begun)
         outgoing.cancel()
         with pytest.raises(TransferCancelled):
             outgoing.send(key(5), segment(5))
@@ -182,13 +179,13 @@ async def test_draining_waits_for_what_is_not_encoded_yet() -> None:
 
 async def test_a_sender_that_is_closed_while_it_encodes_ends_its_transfers() -> None:
     codec = Halves()
-    async with pair(FAST, codec=codec) as link:
+    async with pair(codec=codec) as link:
         link.receiver.expect("t", lambda _, size: memoryview(bytearray(size)))
         outgoing = await link.sender.open("t", link.peer)
         for chunk in range(5):
             outgoing.send(key(chunk), segment(chunk, 2**20))
         finishing = asyncio.ensure_future(outgoing.finish())
-        await asyncio.sleep(0.01)
+        await until(lambda: codec.begun)
         async with asyncio.timeout(PATIENCE_S / 2):
             await link.sender.close()
         with pytest.raises(TransferCancelled):
@@ -196,18 +193,19 @@ async def test_a_sender_that_is_closed_while_it_encodes_ends_its_transfers() -> 
         codec.may.release(10)
 
 
+@pytest.mark.realtime
 async def test_a_slow_encoder_does_not_end_a_transfer_that_waits_for_it() -> None:
     """Longer than either end waits for progress of the other."""
     codec = Halves()
     places: dict[SegmentKey, bytearray] = {}
-    async with pair(FAST, codec=codec) as link:
+    async with pair(UNHURRIED, codec=codec) as link:
         incoming = link.receiver.expect(
             "t", lambda at, size: memoryview(places.setdefault(at, bytearray(size)))
         )
         outgoing = await link.sender.open("t", link.peer)
         outgoing.send(key(1), segment(1))
         finishing = asyncio.ensure_future(outgoing.finish())
-        await asyncio.sleep(3 * FAST.progress_timeout_s)
+        await asyncio.sleep(1.6 * UNHURRIED.progress_timeout_s)
         codec.may.release()
         await finishing
         await incoming.done()

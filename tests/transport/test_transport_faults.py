@@ -7,51 +7,37 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-from transport_pair import FAST, Payload, all_connected, begin, pair
+from transport_pair import FAST, PATIENT, UNHURRIED, Killer, Payload, all_connected, begin, pair, until
 
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.transport.errors import PeerLost, TransportError
-
-
-async def _kill_one_after_another(link, dead: asyncio.Event, every_s: float) -> int:
-    """Cut a receiving connection every so often, in the middle of whatever it reads."""
-    killed = 0
-    while not dead.is_set():
-        await asyncio.sleep(every_s)
-        inlets = sorted(link.receiver.inlets, key=id)
-        if inlets:
-            link.receiver.lost(inlets[killed % len(inlets)], PeerLost("killed by the test"))
-            killed += 1
-    return killed
+from prfaas_lab.transport.errors import PeerLost, TransferCancelled
 
 
 async def test_transfers_survive_connections_that_keep_dying():
     payloads = {f"t{n}": Payload((3_000_000, 65536, 65536, 10), seed=n) for n in range(12)}
-    limits = replace(FAST, connections=8, reconnect_timeout_s=5, progress_timeout_s=5, first_byte_timeout_s=5)
-    async with pair(limits) as link, asyncio.TaskGroup() as group:
-        over = asyncio.Event()
-        killing = group.create_task(_kill_one_after_another(link, over, 0.002))
-        retried = 0
+    async with pair(replace(PATIENT, connections=8)) as link:
+        killer, retried = Killer(link, every_frames=4), 0
         for name, payload in payloads.items():
             incoming, outgoing = await begin(link, payload, name)
+            killer.follow(incoming)
             sent, received = await outgoing.finish(), await incoming.done()
             assert sent.bytes == received.bytes == sum(payload.sizes)
             assert payload.arrived_intact
             retried += sent.retried
-        over.set()
-        assert await killing > 3
+        assert killer.killed > 3
     assert retried > 0
 
 
+@pytest.mark.realtime
 async def test_a_transfer_that_waits_for_its_prefill_outlives_the_connection_it_was_told_on():
     payload = Payload((1000,))
-    async with pair() as link:
+    async with pair(UNHURRIED) as link:
         incoming = link.receiver.expect("t", payload.sink)
         outgoing = await link.sender.open("t", link.peer)
-        await all_connected(link, FAST.connections)
+        await all_connected(link, UNHURRIED.connections)
         (inlet,) = (inlet for inlet in link.receiver.inlets if inlet in incoming.carriers)
         link.receiver.lost(inlet, PeerLost("killed by the test"))
-        await asyncio.sleep(3 * FAST.reconnect_timeout_s)
+        await asyncio.sleep(1.6 * UNHURRIED.reconnect_timeout_s)
         payload.send(outgoing)
         await outgoing.finish()
         await incoming.done()
@@ -59,7 +45,7 @@ async def test_a_transfer_that_waits_for_its_prefill_outlives_the_connection_it_
 
 
 async def test_a_peer_that_dies_for_good_is_lost_on_the_senders_side():
-    async with pair() as link:
+    async with pair(replace(PATIENT, reconnect_timeout_s=FAST.reconnect_timeout_s)) as link:
         link.receiver.pause()
         _, outgoing = await begin(link, Payload((10_000_000,)))
         await asyncio.sleep(0.01)
@@ -70,7 +56,7 @@ async def test_a_peer_that_dies_for_good_is_lost_on_the_senders_side():
 
 
 async def test_a_sender_that_dies_for_good_is_lost_on_the_receivers_side():
-    async with pair() as link:
+    async with pair(replace(PATIENT, reconnect_timeout_s=FAST.reconnect_timeout_s)) as link:
         incoming, outgoing = await begin(link, Payload((1000,)))
         await outgoing.drain(0)
         for route in link.sender.routes.values():
@@ -80,14 +66,13 @@ async def test_a_sender_that_dies_for_good_is_lost_on_the_receivers_side():
             await incoming.done()
 
 
-@pytest.mark.parametrize(("stream_timeout_s", "dropped"), [(0.2, True), (30, False)])
+@pytest.mark.parametrize(("stream_timeout_s", "dropped"), [(0.2, True), (PATIENT.stream_timeout_s, False)])
 async def test_a_connection_that_hangs_is_overtaken_and_in_time_dropped(stream_timeout_s, dropped):
     payload = Payload((8_000_000,))
-    limits = replace(FAST, progress_timeout_s=5, first_byte_timeout_s=5, stream_timeout_s=stream_timeout_s)
-    async with pair(limits) as link, asyncio.timeout(3):
+    async with pair(replace(PATIENT, stream_timeout_s=stream_timeout_s)) as link:
         _, outgoing = await begin(link, Payload((1,)), "first")
         await outgoing.finish()
-        await all_connected(link, FAST.connections)
+        await all_connected(link, PATIENT.connections)
         hanging = next(iter(link.receiver.inlets))
         hanging.pause()
         incoming, outgoing = await begin(link, payload)
@@ -97,17 +82,15 @@ async def test_a_connection_that_hangs_is_overtaken_and_in_time_dropped(stream_t
         if dropped:
             (route,) = link.sender.routes.values()
             before = set(route.streams)
-            while before == set(route.streams):  # noqa: ASYNC110 (nothing announces it)
-                await asyncio.sleep(0.01)
+            await until(lambda: before != set(route.streams))
 
 
 async def test_of_two_copies_of_a_frame_the_first_counts_and_the_slow_one_writes_nothing():
     payload = Payload((1_000_000,))
-    limits = replace(FAST, first_byte_timeout_s=5, progress_timeout_s=5, stream_timeout_s=30)
-    async with pair(limits) as link:
+    async with pair() as link:
         _, outgoing = await begin(link, Payload((1,)), "first")
         await outgoing.finish()
-        await all_connected(link, FAST.connections)
+        await all_connected(link, PATIENT.connections)
         slow = list(link.receiver.inlets)[:2]
         for inlet in slow:
             inlet.pause()
@@ -126,7 +109,7 @@ async def test_of_two_copies_of_a_frame_the_first_counts_and_the_slow_one_writes
 @pytest.mark.parametrize("policy", ["fifo", "shortest", "weighted"])
 async def test_the_policy_decides_who_is_done_first(policy):
     sizes = {"long": 6_000_000, "short": 200_000}
-    limits = replace(FAST, policy=policy, window_bytes=500_000, progress_timeout_s=5, first_byte_timeout_s=5)
+    limits = replace(PATIENT, policy=policy, window_bytes=500_000)
     order: list[str] = []
     async with pair(limits) as link:
         link.receiver.pause()
@@ -154,7 +137,7 @@ async def test_garbage_after_the_handshake_costs_only_its_connection():
 
 
 async def test_strangers_at_the_port_are_turned_away_within_the_deadline():
-    async with pair(replace(FAST, connect_timeout_s=0.2)) as link:
+    async with pair(replace(PATIENT, connect_timeout_s=0.2)) as link:
         reader, writer = await asyncio.open_connection(*link.peer)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
         with contextlib.suppress(ConnectionResetError):
@@ -173,18 +156,18 @@ async def test_an_engine_that_fails_half_way_through_leaves_an_error_not_half_a_
         incoming = link.receiver.expect("t", payload.sink)
         outgoing = await link.sender.open("t", link.peer)
         outgoing.send(SegmentKey(0, 0, 0), memoryview(payload.sources[0]))
+        await outgoing.drain(0)
         outgoing.cancel()
-        with pytest.raises(TransportError):
+        with pytest.raises(TransferCancelled):
             await incoming.done()
 
 
 async def test_a_transfer_that_was_withdrawn_and_comes_again_leaves_nothing_behind():
     payload = Payload((1000, 1000))
-    async with pair(replace(FAST, connections=1, first_byte_timeout_s=5, progress_timeout_s=5)) as link:
+    async with pair(replace(PATIENT, connections=1)) as link:
         incoming = link.receiver.expect("t", payload.sink)
         first = await link.sender.open("t", link.peer)
-        await asyncio.sleep(0.1)
-        assert incoming.carriers
+        await until(lambda: incoming.carriers)
         first.withdraw()
         again = await link.sender.open("t", link.peer)
         payload.send(again)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 import pytest
-from transport_pair import FAST, Payload, begin, pair
+from transport_pair import FAST, PATIENCE_S, PATIENT, UNHURRIED, Payload, begin, pair
 
 from prfaas_lab.model.layout import SegmentKey
-from prfaas_lab.transport import Limits
+from prfaas_lab.transport import Limits, upkeep
 from prfaas_lab.transport.errors import (
     CorruptSegment,
     KeyMismatch,
@@ -32,7 +33,8 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
-async def test_every_byte_arrives_once_in_its_place(sizes):
+async def test_every_byte_arrives_once_in_its_place(sizes, monkeypatch):
+    monkeypatch.setattr(upkeep, "_OVERTAKE_PATIENCE_S", PATIENCE_S)  # while this process is held up, too
     payload = Payload(sizes)
     async with pair() as link:
         incoming, outgoing = await begin(link, payload)
@@ -61,7 +63,7 @@ async def test_concurrent_transfers_share_the_connections():
     async with pair() as link:
         ends = [await begin(link, payload, name) for name, payload in payloads.items()]
         await asyncio.gather(*(outgoing.finish() for _, outgoing in ends), *(i.done() for i, _ in ends))
-        assert len(link.receiver.inlets) <= FAST.connections
+        assert len(link.receiver.inlets) <= PATIENT.connections
     assert all(payload.arrived_intact for payload in payloads.values())
 
 
@@ -106,7 +108,7 @@ async def test_a_segment_that_does_not_belong_ends_the_transfer_on_both_sides(si
 
 async def test_a_segment_above_the_limit_is_refused_before_memory_is_asked_for():
     payload = Payload((1000,))
-    async with pair(receiving=replace(FAST, max_segment_bytes=999)) as link:
+    async with pair(receiving=replace(PATIENT, max_segment_bytes=999)) as link:
         _, outgoing = await begin(link, payload)
         with pytest.raises(SegmentRefused, match="limit"):
             await outgoing.finish()
@@ -177,7 +179,7 @@ async def test_cancelling_the_receiver_frees_the_destination_and_tells_the_sende
 
 async def test_a_receiver_that_reads_nothing_holds_the_sender_at_its_window():
     payload = Payload((4_000_000,) * 4)
-    receiving = replace(FAST, window_bytes=1_000_000, progress_timeout_s=10, stream_timeout_s=10)
+    receiving = replace(PATIENT, window_bytes=1_000_000)
     async with pair(receiving, receiving) as link:
         link.receiver.pause()
         _, outgoing = await begin(link, payload)
@@ -191,7 +193,8 @@ async def test_a_receiver_that_reads_nothing_holds_the_sender_at_its_window():
 
 async def test_a_peer_that_takes_nothing_is_a_timeout_on_both_sides():
     payload = Payload((8_000_000,))
-    async with pair() as link:
+    limits = replace(PATIENT, progress_timeout_s=0.4, first_byte_timeout_s=0.4)
+    async with pair(limits) as link:
         link.receiver.pause()
         incoming, outgoing = await begin(link, payload)
         with pytest.raises(TransferTimeout, match="no progress"):
@@ -201,17 +204,18 @@ async def test_a_peer_that_takes_nothing_is_a_timeout_on_both_sides():
 
 
 async def test_a_transfer_that_never_begins_is_a_timeout():
-    async with pair() as link:
+    async with pair(FAST) as link:
         with pytest.raises(TransferTimeout):
             await link.receiver.expect("t", Payload(()).sink).done()
 
 
+@pytest.mark.realtime
 async def test_a_slow_prefill_is_no_timeout():
     payload = Payload((1000,))
-    async with pair() as link:
+    async with pair(UNHURRIED) as link:
         incoming = link.receiver.expect("t", payload.sink)
         outgoing = await link.sender.open("t", link.peer)
-        await asyncio.sleep(3 * FAST.progress_timeout_s)
+        await asyncio.sleep(1.6 * UNHURRIED.progress_timeout_s)
         payload.send(outgoing)
         await outgoing.finish()
         await incoming.done()
@@ -228,7 +232,7 @@ async def test_closing_either_end_ends_its_transfers():
             await outgoing.finish()
 
 
-def _flip(every: int):
+def _flip(every: int, at_most: float = math.inf):
     """Damage one byte in the middle of every n-th large piece, so that headers stay whole."""
     count = 0
 
@@ -237,7 +241,7 @@ def _flip(every: int):
         if len(piece) < 5000:
             return piece
         count += 1
-        if count % every:
+        if count % every or count // every > at_most:
             return piece
         middle = len(piece) // 2
         return piece[:middle] + bytes([piece[middle] ^ 1]) + piece[middle + 1 :]
@@ -247,7 +251,7 @@ def _flip(every: int):
 
 async def test_a_damaged_piece_is_fetched_again():
     payload = Payload((3_000_000,) * 3)
-    async with pair(through=_flip(20)) as link:
+    async with pair(through=_flip(20, at_most=PATIENT.max_attempts - 1)) as link:
         incoming, outgoing = await begin(link, payload)
         sent, received = await outgoing.finish(), await incoming.done()
     assert payload.arrived_intact

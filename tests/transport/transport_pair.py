@@ -6,20 +6,32 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport import Incoming, KVReceiver, KVSender, Limits, Outgoing
 from prfaas_lab.transport.codec import Codec
+from prfaas_lab.transport.errors import PeerLost
+from prfaas_lab.transport.frames import Piece
+from prfaas_lab.transport.incoming import Carrier
 
 KEY, FINGERPRINT = b"k" * 32, b"f" * 32
+PATIENCE_S = 60.0
+"""For what is to come, however busy the machine is."""
+PATIENT = Limits(
+    connections=4, connect_timeout_s=PATIENCE_S, reconnect_timeout_s=PATIENCE_S,
+    progress_timeout_s=PATIENCE_S, stream_timeout_s=PATIENCE_S, first_byte_timeout_s=PATIENCE_S,
+)  # fmt: skip
+"""Deadlines that no transfer meets which goes on at all."""
 FAST = Limits(
     connections=4, connect_timeout_s=2, reconnect_timeout_s=0.4, progress_timeout_s=0.4, stream_timeout_s=0.2,
     first_byte_timeout_s=0.4,
 )  # fmt: skip
 """Deadlines short enough to be waited for in a test."""
+UNHURRIED = replace(FAST, reconnect_timeout_s=1.0, progress_timeout_s=1.0, first_byte_timeout_s=1.0)
+"""For tests that outlast a deadline which is not to end them: this process may be held up for a while."""
 
 
 @dataclass
@@ -31,7 +43,7 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def pair(
-    sending: Limits = FAST, receiving: Limits | None = None, *,
+    sending: Limits = PATIENT, receiving: Limits | None = None, *,
     through: Callable[[bytes], bytes] | None = None, key: bytes = KEY, fingerprint: bytes = FINGERPRINT,
     codec: Codec | None = None, their_codec: Codec | None = None,
 ) -> AsyncIterator[Pair]:  # fmt: skip
@@ -119,6 +131,37 @@ async def begin(link: Pair, payload: Payload, transfer_id: str = "t") -> tuple[I
 
 async def all_connected(link: Pair, connections: int) -> None:
     """The first transfer needs one connection only; the others come up behind it."""
-    async with asyncio.timeout(2):
-        while len(link.receiver.inlets) < connections:  # noqa: ASYNC110 (nothing announces it)
+    await until(lambda: len(link.receiver.inlets) >= connections)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what nothing announces."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+class Killer:
+    """Cuts a receiving connection in the middle of every so many-th frame that any of them reads: so that a
+    slow machine gets as far between two cuts as a fast one."""
+
+    def __init__(self, link: Pair, every_frames: int) -> None:
+        self._link, self._every_frames = link, every_frames
+        self._frames = self.killed = 0
+
+    def follow(self, incoming: Incoming) -> None:
+        """Heed the frames of this transfer too."""
+        place = incoming.place
+
+        def placed(carrier: Carrier, pieces: list[Piece]) -> list[memoryview]:
+            self._frames += 1
+            if self._frames % self._every_frames == 0:
+                asyncio.get_running_loop().call_soon(self._kill, carrier)
+            return place(carrier, pieces)
+
+        incoming.place = placed  # type: ignore[method-assign]
+
+    def _kill(self, inlet: Carrier) -> None:
+        if inlet in self._link.receiver.inlets:
+            self._link.receiver.lost(inlet, PeerLost("killed by the test"))
+            self.killed += 1

@@ -29,7 +29,7 @@ def requests(of: Workload, seed: int = 1, duration_s: float = 1e9, time_scale: f
 
 
 @given(seed=st.integers(0, 2**63))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_same_seed_gives_the_same_requests(seed: int) -> None:
     assert requests(workload(), seed) == requests(workload(), seed)
 
@@ -79,7 +79,7 @@ def test_arrivals_come_in_order_with_ids_of_their_own_and_stop_at_the_duration(k
 
 
 @given(time_scale=st.floats(0.01, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_time_scale_stretches_arrivals_and_nothing_else(time_scale: float) -> None:
     for plain, stretched in zip(
         requests(workload(), duration_s=12.0),

@@ -47,7 +47,7 @@ def contexts(request: Request) -> list[Request]:
 
 
 @given(seed=st.integers(0, 2**63), sessions=st.sampled_from([CHAT, TREE]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_same_seed_gives_the_same_sessions(seed: int, sessions: dict[str, Any]) -> None:
     assert first_requests(sessions, seed) == first_requests(sessions, seed)
 
