@@ -16,7 +16,7 @@ from prfaas_lab.errors import EngineError
 from prfaas_lab.model.buffers import IncomingCache
 from prfaas_lab.workload.request import Sampling
 
-PATIENCE_S = 5
+PATIENCE_S = 60
 
 
 @contextlib.asynccontextmanager

@@ -44,7 +44,7 @@ ROLES: dict[str, Literal["prefill", "decode"]] = {
 CHUNK = 128
 WINDOW_BYTES = 2**16
 """Less than one prompt's KVCache: the next one waits in line."""
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def paced() -> Pace:
