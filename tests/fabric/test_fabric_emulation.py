@@ -54,7 +54,7 @@ RATE_TOLERANCE = 0.03
 @pytest.mark.realtime
 def test_round_trip_is_both_delays(shaper: str) -> None:
     with network(shaper, delay="20ms") as fabric:
-        best(lambda: near(round_trip_s(engines_way(fabric)), 0.040, share=0.05, slack=0.001 * SLOWNESS))
+        best(lambda: near(shortest_trip_s(fabric), 0.040, share=0.05, slack=0.001 * SLOWNESS))
 
 
 @pytest.mark.realtime
@@ -69,7 +69,7 @@ def test_each_direction_has_its_own_rate(shaper: str) -> None:
     with network(shaper, delay="5ms", **directions) as fabric:
         best(lambda: near(goodput(fabric), 40 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
         best(lambda: near(goodput(fabric, back=True), 20 * MBIT * ACHIEVABLE, share=RATE_TOLERANCE))
-        best(lambda: near(round_trip_s(engines_way(fabric)), 0.020, share=0.05, slack=0.001 * SLOWNESS))
+        best(lambda: near(shortest_trip_s(fabric), 0.020, share=0.05, slack=0.001 * SLOWNESS))
 
 
 @pytest.mark.realtime
@@ -180,7 +180,7 @@ def test_delays_of_chained_links_add_up(shaper: str) -> None:
     links = {"one": link("east", "middle", delay="10ms"), "two": link("middle", "west", delay="15ms")}
     sites = {"east": prfaas(), "middle": local(), "west": local()}
     with network(shaper, sites, links) as fabric:
-        best(lambda: near(round_trip_s(engines_way(fabric)), 0.050, share=0.05, slack=0.001 * SLOWNESS))
+        best(lambda: near(shortest_trip_s(fabric), 0.050, share=0.05, slack=0.001 * SLOWNESS))
 
 
 @pytest.mark.realtime
@@ -223,7 +223,7 @@ def test_engine_links_have_their_own_delay_or_it_is_refused(packets: str) -> Non
     links = {"wan": link("east", "west", delay="10ms")}
     if packets == "netem":
         with network(packets, sites, links) as fabric:
-            best(lambda: near(round_trip_s(engines_way(fabric)), 0.026, share=0.05, slack=0.001 * SLOWNESS))
+            best(lambda: near(shortest_trip_s(fabric), 0.026, share=0.05, slack=0.001 * SLOWNESS))
     else:
         with pytest.raises(FabricError, match=r"east\.intra: without netem"), network(packets, sites, links):
             pass
@@ -318,7 +318,7 @@ def test_a_killed_run_is_cleaned_and_a_live_one_left_alone(shaper: str, tmp_path
         removed = clean(root=tmp_path)
         assert sum("journal" in what for what in removed) == 1
         assert sum("network namespace" in what for what in removed) == (0 if shaper == "relay" else 4)
-        near(round_trip_s(engines_way(alive)), 0.004, share=0.5, slack=0.01)
+        near(shortest_trip_s(alive), 0.004, share=0.5, slack=0.01)
     assert our_namespaces() == before
 
 
@@ -415,6 +415,12 @@ def engines_way(fabric: Fabric, source: str = "east-p0", destination: str = "wes
         listen=(fabric.nodes[destination].address, DATA_PORT),
         dial=(fabric.endpoint(source, destination), DATA_PORT),
     )
+
+
+def shortest_trip_s(fabric: Fabric) -> float:
+    """Between engines. Beside busy processes both ends wake late, by more than a test allows, more often
+    than not: what the network itself takes is the least."""
+    return round_trip_s(engines_way(fabric), samples=100, of=min)
 
 
 def goodput(fabric: Fabric, *, back: bool = False) -> float:
