@@ -16,7 +16,7 @@ from prfaas_lab.lab.orders import LoadModel, PacedModel, VerifierOrder
 from prfaas_lab.lab.processes import Processes
 from prfaas_lab.spec.scenario import Model
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 async def test_a_dead_zygote_is_told_to_whoever_asks_it_for_another_process(tmp_path: Path) -> None:
