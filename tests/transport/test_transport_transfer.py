@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from transport_pair import FAST, PATIENCE_S, PATIENT, UNHURRIED, Payload, begin, pair
+from transport_pair import FAST, NEVER_S, PATIENT, UNHURRIED, Payload, begin, pair
 
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport import Limits, upkeep
@@ -34,7 +34,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 async def test_every_byte_arrives_once_in_its_place(sizes, monkeypatch):
-    monkeypatch.setattr(upkeep, "_OVERTAKE_PATIENCE_S", PATIENCE_S)  # while this process is held up, too
+    monkeypatch.setattr(upkeep, "_OVERTAKE_PATIENCE_S", NEVER_S)  # while this process is held up, too
     payload = Payload(sizes)
     async with pair() as link:
         incoming, outgoing = await begin(link, payload)

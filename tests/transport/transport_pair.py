@@ -20,11 +20,12 @@ from prfaas_lab.transport.incoming import Carrier
 KEY, FINGERPRINT = b"k" * 32, b"f" * 32
 PATIENCE_S = 60.0
 """For what is to come, however busy the machine is."""
+NEVER_S = 2 * PATIENCE_S
 PATIENT = Limits(
-    connections=4, connect_timeout_s=PATIENCE_S, reconnect_timeout_s=PATIENCE_S,
-    progress_timeout_s=PATIENCE_S, stream_timeout_s=PATIENCE_S, first_byte_timeout_s=PATIENCE_S,
+    connections=4, connect_timeout_s=NEVER_S, reconnect_timeout_s=NEVER_S, progress_timeout_s=NEVER_S,
+    stream_timeout_s=NEVER_S, first_byte_timeout_s=NEVER_S,
 )  # fmt: skip
-"""Deadlines that no transfer meets which goes on at all."""
+"""Deadlines later than the end of any test: none goes on, or ends, because of one."""
 FAST = Limits(
     connections=4, connect_timeout_s=2, reconnect_timeout_s=0.4, progress_timeout_s=0.4, stream_timeout_s=0.2,
     first_byte_timeout_s=0.4,
@@ -48,7 +49,7 @@ async def pair(
     codec: Codec | None = None, their_codec: Codec | None = None,
 ) -> AsyncIterator[Pair]:  # fmt: skip
     """`key` and `fingerprint` are the sender's; `through` is what a proxy does to the sender's bytes;
-    the receiver has the sender's `codec` unless it has one of its own."""
+    the receiver has the sender's `codec` unless it has one of its own. Open for `PATIENCE_S` at most."""
     receiver = KVReceiver(
         key=KEY, fingerprint=FINGERPRINT, settings=receiving or sending, codec=their_codec or codec,
         clock=time.monotonic,
@@ -56,7 +57,7 @@ async def pair(
     sender = KVSender(key=key, fingerprint=fingerprint, settings=sending, codec=codec, clock=time.monotonic)
     await receiver.start("127.0.0.1", 0)
     try:
-        async with contextlib.AsyncExitStack() as stack:
+        async with asyncio.timeout(PATIENCE_S), contextlib.AsyncExitStack() as stack:
             port = receiver.port
             if through is not None:
                 port = await stack.enter_async_context(proxy(port, through))
