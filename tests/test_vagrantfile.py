@@ -18,7 +18,7 @@ PLAIN = "flags\t\t: fpu vme sse2\n"
 INTEL = "flags\t\t: fpu vmx sse2\n"
 AMD = "flags\t\t: fpu svm sse2\n"
 BUG_NAMES_ONLY = PLAIN + "bugs\t\t: vmxoff svm\nvmx flags\t: vnmi\n"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 RECORDER = """
 require "json"
 cpuinfo, kvm, $seen = ARGV[0], ARGV[1] == "kvm", {}

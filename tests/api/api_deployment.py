@@ -200,7 +200,7 @@ async def serving(engines: EchoEngines | None = None, **settings: Any) -> AsyncI
     engines = engines or EchoEngines()
     held = deployment(engines)
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(300),
         meanwhile(held.conditions.run(endless=True)),
         open_endpoint(held, EndpointSettings(port=0, **settings)) as endpoint,
         aiohttp.ClientSession(f"http://127.0.0.1:{endpoint.port}") as client,

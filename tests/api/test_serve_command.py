@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-START_S, END_S = 120, 60
+START_S, END_S = 300, 300
 
 pytestmark = [
     pytest.mark.model,
@@ -49,12 +49,12 @@ class Running:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             return json.load(response)
 
     def ctl(self, *arguments: str) -> Any:
         command = [sys.executable, "-m", "prfaas_lab", "ctl", *arguments, "--url", self.url]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
         return json.loads(done.stdout)
 
     def stop(self, number: signal.Signals) -> int:

@@ -155,6 +155,6 @@ def test_an_engine_forked_after_loading_computes_in_its_own_thread() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

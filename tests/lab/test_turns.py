@@ -26,12 +26,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     lab = [sys.executable, "-m", "prfaas_lab"]
     finished = subprocess.run(
         [*lab, "scenario", "tests/lab/turns.yaml", "--headless", "--out", str(out), "--allow-unfaithful"],
-        cwd=ROOT, env={**os.environ, "TMPDIR": str(spill)}, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(spill)}, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + finished.stderr
     told = subprocess.run(
-        [*lab, "cache-report", str(out), "--json"], cwd=ROOT, capture_output=True, timeout=60, check=True
+        [*lab, "cache-report", str(out), "--json"], cwd=ROOT, capture_output=True, timeout=300, check=True
     )
     return {
         "summary": json.loads((out / "summary.json").read_text()),
