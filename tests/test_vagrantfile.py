@@ -165,7 +165,7 @@ def provision_arguments(seen: dict[str, object]) -> list[object]:
 
 
 def imported_by(path: Path) -> set[str]:
-    """Top-level packages that are in memory once this test file's imports have run."""
+    """Top-level packages in memory once this test file's imports have run, beside its own folder's."""
     lines = [
         ast.unparse(node)
         for node in ast.parse(path.read_text()).body
@@ -173,8 +173,9 @@ def imported_by(path: Path) -> set[str]:
     ]
     code = "\n".join([*lines, "import sys", "print(*{name.partition('.')[0] for name in sys.modules})"])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
-    )
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{path.parent}"},
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
+    )  # fmt: skip
     return set(done.stdout.split())
 
 
