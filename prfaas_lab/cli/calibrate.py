@@ -12,7 +12,7 @@ import yaml
 from prfaas_lab.cli.asked import writable
 from prfaas_lab.cli.working import working
 from prfaas_lab.errors import UsageError
-from prfaas_lab.lab.run_profile import cores_for_engines, profile_of_run
+from prfaas_lab.lab.run_profile import cores_for_engines, profile_of_runs
 from prfaas_lab.metrics.files import write_atomically
 from prfaas_lab.model.profile import Profile
 from prfaas_lab.spec.scenario import Model
@@ -26,14 +26,17 @@ def calibrate(
     chunk: Annotated[int, typer.Option(min=64, help="Prefill chunk, in tokens.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Tries of each; the fastest counts.")] = 3,
     run: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="From this run of the real model: what its engines took in it."),
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="From this run of the real model: what its engines took in it. Repeatable."
+        ),
     ] = None,
 ) -> None:
     """Measure a real model on this machine: prefill and decode times and KVCache sizes, as a profile.
 
     Measured alone, on one core; or with --run as the engines of a run took it, less what they waited for
-    each other on this machine's cores: what a simulation of the real model needs.
+    each other on this machine's cores: what a simulation of the real model needs. Several runs make one
+    profile, of which the machine's hour is a smaller part.
 
     Name the file as a datacenter's `hardware:` to plan for it, or to pace or simulate engines by it.
 
@@ -45,9 +48,9 @@ def calibrate(
     if chunk % 64:
         raise typer.BadParameter(f"--chunk {chunk} is not a multiple of 64")
     out = writable(out)
-    if run is not None:
-        _emulated(run)
-    profile = profile_of_run(run, cores_for_engines()) if run else _alone(Model(name=model), chunk, repeats)
+    for each in run or ():
+        _emulated(each)
+    profile = profile_of_runs(run, cores_for_engines()) if run else _alone(Model(name=model), chunk, repeats)
     text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False, width=100)
     if out is None:
         typer.echo(text, nl=False)

@@ -28,7 +28,11 @@ from prfaas_lab.spec.load import load_scenario
 def validate_sim(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The scenario.")],
     emulated: Annotated[
-        Path | None, typer.Option(help="A run directory of `prfaas-lab scenario`: compare with it, run none.")
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="A run directory of `prfaas-lab scenario`: compare with it, and run none. Repeatable.",
+        ),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Of the model on this machine, instead of the shipped one.")
@@ -45,9 +49,10 @@ def validate_sim(
 ) -> None:
     """Run a scenario in both modes, and print the simulation's error for every measure.
 
-    An error of more than 10 % is marked. docs/simulation.md has what was measured of shipped scenarios.
+    With several emulations, the error is against their mean; their range is printed beside it. An error of
+    more than 10 % is marked. docs/simulation.md has what was measured of shipped scenarios.
     """
-    if emulated is None:
+    if not emulated:
         reexec_in_userns()
     resolved = load_scenario(found(file))
     simulated_pacing(resolved, profile)  # before the minutes of an emulation: whether it can be simulated
@@ -55,29 +60,33 @@ def validate_sim(
     def screen(ledger: Ledger) -> AbstractAsyncContextManager[Any]:
         return nullcontext() if as_json else screen_for(ledger, headless=True)
 
-    if emulated is None:
+    if not emulated:
         directory = made(out or fresh_directory(f"{resolved.scenario.name}-validate"))
         options = Options(out=directory / "emulated", shaper=shaper, allow_unfaithful=allow_unfaithful)
         outcome = run_scenario(resolved, options, screen)
         if outcome.stopped is not None:
             raise LabError(f"stopped by {outcome.stopped}", where=str(options.out))
-        measured = outcome.summary
+        measured = [outcome.summary]
     else:
-        measured = emulated_run(emulated, resolved)
+        measured = [emulated_run(each, resolved) for each in emulated]
         directory = made(out or fresh_directory(f"{resolved.scenario.name}-validate"))
     reckoned = simulate(resolved, Simulation(out=directory / "simulated", profile=profile))
     compared = errors(measured, reckoned)
     rows = [
-        {"measure": e.measure, "emulated": e.emulated, "simulated": e.simulated, "error": e.share}
+        {
+            "measure": e.measure, "emulated": e.emulated, "least": e.least, "most": e.most,
+            "simulated": e.simulated, "error": e.share,
+        }
         for e in compared
-    ]
+    ]  # fmt: skip
     write_atomically(directory / "errors.json", json.dumps(rows, indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     Console().print(_table(compared))
-    verdict = measured["fidelity"]["verdict"]
-    typer.echo(f"the emulation was {verdict}; files in {directory}")
+    verdicts = ", ".join(each["fidelity"]["verdict"] for each in measured)
+    which = "the emulation was" if len(measured) == 1 else "the emulations were"
+    typer.echo(f"{which} {verdicts}; files in {directory}")
 
 
 def _table(compared: list[Error]) -> Table:
@@ -86,10 +95,16 @@ def _table(compared: list[Error]) -> Table:
         share = error.share
         mark = " *" if share is not None and abs(share) > TOLERABLE else ""
         table.add_row(
-            error.measure, _figure(error.emulated), _figure(error.simulated),
+            error.measure, _emulated(error), _figure(error.simulated),
             "-" if share is None else f"{share:+.1%}{mark}",
         )  # fmt: skip
     return table
+
+
+def _emulated(error: Error) -> str:
+    if error.least is None or error.least == error.most:
+        return _figure(error.emulated)
+    return f"{_figure(error.emulated)} ({_figure(error.least)} to {_figure(error.most)})"
 
 
 def _figure(value: float | None) -> str:

@@ -12,19 +12,13 @@ _HAIR_S = 1e-9
 """What rounding may make a timer early."""
 
 
-def shares(cores: float, prefilling: int, decoding: int) -> tuple[float, float]:
-    """What each engine that prefills, and each that decodes, has of a core while so many of them compute.
+def share(cores: float, computing: int) -> float:
+    """What each engine has of a core while so many compute: as much as any other, and one at most.
 
-    One is all that an engine can use. When there is less, who decodes has twice the share of who prefills:
-    it sleeps between its steps, and a kernel runs first who has slept. So of one that decodes and two that
-    prefill on two cores, the first has its own and the others the other, which is what was measured.
+    Which of them a kernel favours is its chance of the moment: of one that decodes and two that prefill on
+    two cores, the first had its steps undisturbed in some emulations, and three times as long in others.
     """
-    if prefilling + decoding <= cores:
-        return 1.0, 1.0
-    share = cores / (prefilling + 2 * decoding)
-    if prefilling:
-        share = max(share, (cores - decoding) / prefilling)
-    return min(1.0, share), min(1.0, 2 * share)
+    return min(1.0, cores / computing) if computing else 1.0
 
 
 class Timer(Protocol):
@@ -35,36 +29,23 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """What an engine's times are read on: the running loop, or one of `Cores`."""
+    """What an engine's times are read on: the running loop, or `Cores`."""
 
     def time(self) -> float: ...
     def call_at(self, when: float, callback: Callable[..., object], /, *args: object) -> Timer: ...
 
 
 class Cores:
-    """A machine's cores, and the clocks of the engines that share them."""
+    """A machine's cores as the clock of the engines that share them: its time is what one that always
+    computes has had of a core, in seconds. That is the running loop's, slower while engines share. Whoever
+    waits for `call_at` computes until then, so an engine has one such timer while it is busy, and none while
+    it is not."""
 
     def __init__(self, cores: float) -> None:
         assert cores > 0, "there is no machine without a core"
-        self._cores = cores
-        self.prefill, self.decode = CoreClock(self._share), CoreClock(self._share)
-
-    def _share(self) -> None:
-        paces = shares(self._cores, self.prefill.computing, self.decode.computing)
-        for clock, pace in zip((self.prefill, self.decode), paces, strict=True):
-            clock.run_at(pace)
-
-
-class CoreClock:
-    """Its time is what an engine of its kind that always computes has had of a core, in seconds: the running
-    loop's, slower while engines share. Whoever waits for `call_at` computes until then, so an engine has one
-    such timer while it is busy, and none while it is not."""
-
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        """`on_change`: more or fewer compute now."""
-        self._loop, self._on_change = asyncio.get_running_loop(), on_change
+        self._cores, self._loop = cores, asyncio.get_running_loop()
         self._had_s, self._at, self._pace = 0.0, self._loop.time(), 1.0
-        self.computing = 0
+        self._computing = 0
         self._timers: list[tuple[float, int, CoreTimer]] = []
         self._numbers = itertools.count()
         self._alarm: asyncio.TimerHandle | None = None
@@ -83,26 +64,25 @@ class CoreClock:
         """For who follows an engine's progress, and takes no core."""
         return self._wait(CoreTimer(self, when, lambda: callback(*args), computes=False))
 
-    def run_at(self, pace: float) -> None:
-        """From now on, an engine has so much of a core."""
-        self.time()
-        self._pace = pace
-        self._set_alarm()
-
     def stopped(self, timer: CoreTimer) -> None:
         """A timer's own: it waits no more."""
         if timer.computes:
-            self.computing -= 1
-            self._on_change()
+            self._compute(-1)
 
     def _wait(self, timer: CoreTimer) -> CoreTimer:
         heapq.heappush(self._timers, (timer.when(), next(self._numbers), timer))
         if timer.computes:
-            self.computing += 1
-            self._on_change()
+            self._compute(1)
         else:
             self._set_alarm()
         return timer
+
+    def _compute(self, more: int) -> None:
+        """From now on, so many more engines do."""
+        self.time()
+        self._computing += more
+        self._pace = share(self._cores, self._computing)
+        self._set_alarm()
 
     def _set_alarm(self) -> None:
         if self._alarm is not None:
@@ -127,13 +107,11 @@ class CoreClock:
 
 
 class CoreTimer:
-    """A callback that is due at a time of a `CoreClock`."""
+    """A callback that is due at a time of a `Cores`."""
 
     __slots__ = ("_clock", "_when", "callback", "computes", "waits")
 
-    def __init__(
-        self, clock: CoreClock, when: float, callback: Callable[[], object], *, computes: bool
-    ) -> None:
+    def __init__(self, clock: Cores, when: float, callback: Callable[[], object], *, computes: bool) -> None:
         self._clock, self._when, self.callback, self.computes = clock, when, callback, computes
         self.waits = True
 

@@ -153,11 +153,13 @@ class FluidNetwork:
             transfer.arrive(sum([seconds for seconds, _ in made]))
         return transfer
 
-    def dial_s(self, source: str, destination: str) -> float:
+    def dial_s(self, source: str, destination: str, ends_s: float = 0.0) -> float:
         """What a pair that has never met takes to be connected, for who waits for it before there is
-        anything to send; from now on they have met."""
+        anything to send: round trips, and what its two ends take; from now on they have met."""
+        if not self._meet(source, destination):
+            return 0.0
         path = self._path_between(source, destination)
-        return DIAL_RTTS * sum(self.delays(path)) if path.route and self._meet(source, destination) else 0.0
+        return ends_s + (DIAL_RTTS * sum(self.delays(path)) if path.route else 0.0)
 
     def _first_ramp_s(self, source: str, destination: str, path: Path, made: list[Piece]) -> float:
         """Of a pair's first transfer; its connections stay open."""

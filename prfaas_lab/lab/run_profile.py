@@ -1,6 +1,6 @@
-"""A profile of the real model from an emulated run: what its engines took, less what they waited for cores.
+"""A profile of the real model from emulated runs: what its engines took, less what they waited for cores.
 
-`calibrate` without a run measures the model alone in a warm loop. Engines take longer: they start cold,
+`calibrate` without a run measures the model alone in a loop. Engines take longer: they also
 export, send and receive, and share the machine's cores. The last depends on the load: it is taken out here
 and put back by a simulation (`engine.cores`), so that the profile is of a machine, and not of a scenario.
 """
@@ -29,8 +29,9 @@ _ROUNDS = 8
 _MOST = 10.0
 """Times a curve that a prefill takes, at most: what a first round that failed cannot spoil."""
 
-_OTHERS_CORES = 0.2
-"""Measured in bursty: 0.8 s of the shaper and 1.5 s of the controller, in 10 s in which engines computed."""
+_OTHERS_CORES = 0.4
+"""Measured in bursty while two engines prefill and one decodes: the shaper, whose link is in use then, takes
+0.26, the controller and the rest 0.13."""
 
 Row = dict[str, Any]
 
@@ -40,42 +41,123 @@ def cores_for_engines() -> float:
     return max(0.5, len(os.sched_getaffinity(0)) - _OTHERS_CORES)
 
 
-def profile_of_run(folder: Path, cores: float) -> Profile:
-    """The profile of a run's engines on a machine of so many cores, from its `requests.jsonl`: over all
-    prompts of a length that were computed whole, and over all decode steps of a batch size, what each would
-    have taken had the others not computed; and what a request takes beside them.
+def profile_of_runs(folders: Sequence[Path], cores: float) -> Profile:
+    """The profile of engines on a machine of so many cores, from the `requests.jsonl` of one run or several:
+    over all prompts of a length that were computed whole, and over all decode steps of a batch size, what
+    each would have taken had the others not computed; and what a request takes beside them.
 
-    Raises LabError when the folder holds no run of a real model, or too few requests.
+    Raises LabError when a folder holds no run of a real model, when they are of several models, or hold too
+    few requests.
     """
-    scenario = load_scenario(_there(folder / "scenario.yaml")).scenario
-    if scenario.engine.executor == "paced":
-        raise LabError("its engines were paced by a profile already", where=str(folder))
-    rows = list(_completed(_there(folder / "requests.jsonl")))
-    whole = [row for row in rows if not row["cached_tokens"]]
-    decoded = [row for row in rows if row["last_token_s"] > row["first_token_s"]]
-    if min(len(whole), len(decoded)) < _LEAST_REQUESTS:
+    runs = [_Run(folder, cores) for folder in folders]
+    model, max_batch = runs[0].model, runs[0].max_batch
+    for run in runs:
+        if (run.model, run.max_batch) != (model, max_batch):
+            raise LabError(
+                f"ran {run.model} in batches of {run.max_batch}, and another run {model} of {max_batch}",
+                where=str(run.folder),
+                remedy="make a profile of each",
+            )
+    prefills = [prefill for run in runs for prefill in run.prefills()]
+    order_s = _mean(seconds for run in runs for seconds in run.orders(first=False))
+    first_s = _mean(seconds for run in runs for seconds in run.orders(first=True))
+    restore_s = _mean(seconds for run in runs for seconds in run.restoring())
+    steps = [step for run in runs for step in run.steps(restore_s)]
+    if min(len(prefills), len(steps)) < _LEAST_REQUESTS:
         raise LabError(
-            f"{len(whole)} prompts were computed whole and {len(decoded)} answers had several tokens, and "
+            f"{len(prefills)} prompts were computed whole and {len(steps)} answers had several tokens, and "
             f"{_LEAST_REQUESTS} of each are needed",
-            where=str(folder),
+            where=", ".join(map(str, folders)),
             remedy="run it for longer, with --cache off",
         )
-    sharing, restore_s = Sharing(rows, cores), _restore_s(rows)
-    name, source = scenario.model.name or str(scenario.model.path), f"measured in {folder}"
+    source = f"measured in {', '.join(map(str, folders))}"
     return Profile(
-        hardware=name,
-        model=name,
+        hardware=model,
+        model=model,
         gpus=1,
-        prefill=PrefillCurve(source=source, knots=_prefill_knots(whole, sharing)),
-        kvcache=CacheCurve(source=source, knots=_cache_knots(whole)),
+        prefill=PrefillCurve(source=source, knots=_prefill_knots(prefills)),
+        kvcache=CacheCurve(source=source, knots=_cache_knots(run.sizes() for run in runs)),
         decode=Decode(
-            bs_max=scenario.engine.max_batch,
-            step=StepCurve(
-                source=source, knots=_step_knots(decoded, sharing, restore_s, scenario.engine.max_batch)
-            ),
+            bs_max=max_batch,
+            step=StepCurve(source=source, knots=_step_knots(steps, max_batch)),
         ),
-        machine=Machine(source=source, cores=cores, order=_order_s(rows), restore=restore_s),
+        machine=Machine(
+            source=source,
+            cores=cores,
+            order=order_s,
+            connect=max(0.0, round(first_s - order_s, 6)),
+            restore=restore_s,
+        ),
     )
+
+
+class _Run:
+    """What the requests of one run say."""
+
+    def __init__(self, folder: Path, cores: float) -> None:
+        scenario = load_scenario(_there(folder / "scenario.yaml")).scenario
+        if scenario.engine.executor == "paced":
+            raise LabError("its engines were paced by a profile already", where=str(folder))
+        self.folder, self.max_batch = folder, scenario.engine.max_batch
+        self.model = scenario.model.name or str(scenario.model.path)
+        self._rows = list(_completed(_there(folder / "requests.jsonl")))
+        self._whole = [row for row in self._rows if not row["cached_tokens"]]
+        self._sharing = Sharing(self._rows, cores)
+
+    def prefills(self) -> Iterator[tuple[int, float]]:
+        """Tokens of each prompt that was computed whole, and the seconds of a core that it had."""
+        for row in self._whole:
+            yield (
+                row["prompt_tokens"],
+                self._sharing.had_s(row["prefill_started_s"], row["prefill_finished_s"]),
+            )
+
+    def sizes(self) -> dict[int, int]:
+        """Bytes of KVCache, by the tokens of its prompt."""
+        return {row["prompt_tokens"]: row["received_bytes"] - HANDOVER_BYTES for row in self._whole}
+
+    def orders(self, *, first: bool) -> Iterator[float]:
+        """Ways of requests to a prefill engine that had nothing else to do: of those that knew the way, or
+        of the first of a pair in one datacenter, which it connects."""
+        met: set[tuple[str, str]] = set()
+        for row in sorted(self._rows, key=itemgetter("submitted_s")):
+            pair, since = (row["prefill"], row["decode"]), row["submitted_s"]
+            wanted = pair not in met and not row["offloaded"] if first else pair in met
+            met.add(pair)
+            if wanted and not any(
+                other["prefill_started_s"] < row["prefill_started_s"] and other["prefill_finished_s"] > since
+                for other in self._beside(row, "prefill")
+            ):
+                yield row["prefill_started_s"] - since
+
+    def restoring(self) -> Iterator[float]:
+        """Seconds of a core from a KVCache's last byte (or from a prefill beside it) to the first token, at
+        a decode engine that had nothing else to do."""
+        for row in self._rows:
+            since = row["transfer_finished_s" if row["offloaded"] else "prefill_finished_s"]
+            if not any(
+                other["transfer_finished_s"] < row["first_token_s"] and other["last_token_s"] > since
+                for other in self._beside(row, "decode")
+            ):
+                yield self._sharing.had_s(since, row["first_token_s"])
+
+    def steps(self, restore_s: float) -> Iterator[tuple[float, float]]:
+        """The mean batch that each answer was decoded in, and its mean step without the caches restored
+        meanwhile: seconds of a core."""
+        for row in self._rows:
+            begin, end = row["first_token_s"], row["last_token_s"]
+            if end > begin:
+                had_s = self._sharing.had_s(begin, end)
+                restored = sum(begin < other["first_token_s"] <= end for other in self._beside(row, "decode"))
+                batch = 1 + sum(
+                    max(0.0, min(end, other["last_token_s"]) - max(begin, other["first_token_s"]))
+                    for other in self._beside(row, "decode")
+                ) / (end - begin)
+                yield batch, max(had_s / 2, had_s - restored * restore_s) / (row["emitted_tokens"] - 1)
+
+    def _beside(self, row: Row, engine: str) -> Iterator[Row]:
+        """The other requests of its engine."""
+        return (other for other in self._rows if other[engine] == row[engine] and other is not row)
 
 
 def _there(path: Path) -> Path:
@@ -94,49 +176,16 @@ def _completed(path: Path) -> Iterator[Row]:
                 yield row
 
 
-def _order_s(rows: Sequence[Row]) -> float:
-    """The mean way of a request to a prefill engine that had nothing else to do, and knew the way."""
-    met: set[tuple[str, str]] = set()
-    seconds = []
-    for row in sorted(rows, key=itemgetter("submitted_s")):
-        pair, since = (row["prefill"], row["decode"]), row["submitted_s"]
-        others = (other for other in rows if other["prefill"] == row["prefill"] and other is not row)
-        if pair in met and not any(
-            other["prefill_started_s"] < row["prefill_started_s"] and other["prefill_finished_s"] > since
-            for other in others
-        ):
-            seconds.append(row["prefill_started_s"] - since)
-        met.add(pair)
-    return _mean(seconds)
+def _mean(seconds: Iterable[float]) -> float:
+    """To the microsecond; 0 of none."""
+    several = list(seconds)
+    return max(0.0, round(float(np.mean(several)), 6)) if several else 0.0
 
 
-def _restore_s(rows: Sequence[Row]) -> float:
-    """The mean way of a KVCache from its last byte (or from a prefill beside it) to the first token, at a
-    decode engine that had nothing else to do."""
-    seconds = []
-    for row in rows:
-        since = row["transfer_finished_s" if row["offloaded"] else "prefill_finished_s"]
-        others = (other for other in rows if other["decode"] == row["decode"] and other is not row)
-        if not any(
-            other["transfer_finished_s"] < row["first_token_s"] and other["last_token_s"] > since
-            for other in others
-        ):
-            seconds.append(row["first_token_s"] - since)
-    return _mean(seconds)
-
-
-def _mean(seconds: Sequence[float]) -> float:
-    """0 of none."""
-    return max(0.0, float(np.mean(seconds))) if seconds else 0.0
-
-
-def _prefill_knots(rows: Sequence[Row], sharing: Sharing) -> tuple[tuple[int, float], ...]:
+def _prefill_knots(prefills: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     """The rising piecewise-linear curve whose relative errors are least. Those are shares of the curve: as
     shares of what was measured they would draw it below the mean."""
-    tokens = np.array([row["prompt_tokens"] for row in rows], float)
-    seconds = np.array(
-        [sharing.had_s("prefill", row["prefill_started_s"], row["prefill_finished_s"]) for row in rows]
-    )
+    tokens, seconds = np.array(prefills, float).T
     knots = np.unique(np.quantile(tokens, np.linspace(0, 1, _KNOTS)).round())
     hats = np.stack([np.interp(tokens, knots, one) for one in np.eye(len(knots))], axis=1)
     about = seconds
@@ -146,42 +195,17 @@ def _prefill_knots(rows: Sequence[Row], sharing: Sharing) -> tuple[tuple[int, fl
     return rising(zip(knots.astype(int).tolist(), values.tolist(), strict=True))
 
 
-def _step_knots(
-    rows: Sequence[Row], sharing: Sharing, restore_s: float, max_batch: int
-) -> tuple[tuple[int, float], ...]:
-    """A line through each request's mean step, without the caches restored meanwhile, and the mean batch that
-    it was decoded in."""
-    batches = np.array([_mean_batch(row, rows) for row in rows])
-    steps = np.array([_mean_step_s(row, rows, sharing, restore_s) for row in rows])
-    slope, at_none = np.polyfit(batches, steps, 1) if np.ptp(batches) else (0.0, 0.0)
+def _step_knots(steps: Sequence[tuple[float, float]], max_batch: int) -> tuple[tuple[int, float], ...]:
+    """A line through the mean steps of answers, over their mean batches."""
+    batches, seconds = np.array(steps).T
+    slope, at_none = np.polyfit(batches, seconds, 1) if np.ptp(batches) else (0.0, 0.0)
     if slope <= 0:
-        return ((1, float(steps.mean())),)
+        return ((1, float(seconds.mean())),)
     alone = max(float(slope), float(at_none + slope))
     return rising([(1, alone), (max(2, max_batch), float(at_none + slope * max(2, max_batch)))])
 
 
-def _mean_step_s(row: Row, rows: Iterable[Row], sharing: Sharing, restore_s: float) -> float:
-    begin, end = row["first_token_s"], row["last_token_s"]
-    restored = sum(
-        begin < other["first_token_s"] <= end for other in rows if other["decode"] == row["decode"]
-    )
-    had_s = sharing.had_s("decode", begin, end)
-    return float(max(had_s / 2, had_s - restored * restore_s) / (row["emitted_tokens"] - 1))
-
-
-def _mean_batch(row: Row, rows: Iterable[Row]) -> float:
-    """Sequences of its engine that were decoding, itself included, on average over its own time."""
-    begin, end = row["first_token_s"], row["last_token_s"]
-    shared = sum(
-        max(0.0, min(end, other["last_token_s"]) - max(begin, other["first_token_s"]))
-        for other in rows
-        if other["decode"] == row["decode"]
-    )
-    return float(shared / (end - begin))
-
-
-def _cache_knots(rows: Sequence[Row]) -> tuple[tuple[int, int], ...]:
+def _cache_knots(runs: Iterable[dict[int, int]]) -> tuple[tuple[int, int], ...]:
     """KVCache is a line: its ends say all."""
-    sizes = {row["prompt_tokens"]: row["received_bytes"] - HANDOVER_BYTES for row in rows}
-    shortest, longest = min(sizes), max(sizes)
-    return tuple((tokens, sizes[tokens]) for tokens in sorted({shortest, longest}))
+    sizes = {tokens: size for run in runs for tokens, size in run.items()}
+    return tuple((tokens, sizes[tokens]) for tokens in sorted({min(sizes), max(sizes)}))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from prfaas_lab.engine.cores import shares
+from prfaas_lab.engine.cores import share
 
-Kind = Literal["prefill", "decode"]
-KINDS: tuple[Kind, Kind] = ("prefill", "decode")
 Row = Mapping[str, Any]
 Span = tuple[float, float]
 
@@ -22,33 +20,31 @@ class Sharing:
 
     def __init__(self, rows: Iterable[Row], cores: float) -> None:
         changes = sorted(_changes(rows))
-        self._at = np.array([at for at, _, _ in changes])
-        computing, had = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0.0)
-        self._had: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
-        before = 0.0
-        for at, kind, more in changes:
-            for each, share in zip(KINDS, shares(cores, *computing.values()), strict=True):
-                had[each] += (at - before) * share
-                self._had[each].append(had[each])
-            computing[kind] += more
+        self._at = np.array([at for at, _ in changes])
+        self._had: list[float] = []
+        computing, had, before = 0, 0.0, 0.0
+        for at, more in changes:
+            had += (at - before) * share(cores, computing)
+            self._had.append(had)
+            computing += more
             before = at
 
-    def had_s(self, kind: Kind, begin_s: float, end_s: float) -> float:
+    def had_s(self, begin_s: float, end_s: float) -> float:
         """Seconds of a core that an engine had which computed all the time between two stamps of the run."""
-        first, last = np.interp([begin_s, end_s], self._at, self._had[kind])
+        first, last = np.interp([begin_s, end_s], self._at, self._had)
         return float(last - first)
 
 
-def _changes(rows: Iterable[Row]) -> Iterable[tuple[float, Kind, int]]:
+def _changes(rows: Iterable[Row]) -> Iterable[tuple[float, int]]:
     """When engines began to compute (1), and when they stopped (-1)."""
-    spans: defaultdict[tuple[Kind, str], list[Span]] = defaultdict(list)
+    spans: defaultdict[str, list[Span]] = defaultdict(list)
     for row in rows:
-        spans["prefill", row["prefill"]].append((row["prefill_started_s"], row["prefill_finished_s"]))
-        spans["decode", row["decode"]].append((row["transfer_finished_s"], row["last_token_s"]))
-    for (kind, _), of_engine in spans.items():
+        spans[row["prefill"]].append((row["prefill_started_s"], row["prefill_finished_s"]))
+        spans[row["decode"]].append((row["transfer_finished_s"], row["last_token_s"]))
+    for of_engine in spans.values():
         for begin, end in _joined(of_engine):
-            yield begin, kind, 1
-            yield end, kind, -1
+            yield begin, 1
+            yield end, -1
 
 
 def _joined(spans: Iterable[Span]) -> list[Span]:

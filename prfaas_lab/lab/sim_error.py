@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from prfaas_lab.errors import LabError
@@ -35,7 +36,11 @@ class Error:
 
     measure: str
     emulated: float | None
+    """The mean over emulations; None where one has none."""
     simulated: float | None
+    least: float | None = None
+    most: float | None = None
+    """Of the emulations, where there are several."""
 
     @property
     def share(self) -> float | None:
@@ -71,12 +76,25 @@ def emulated_run(folder: Path, resolved: Resolved) -> dict[str, Any]:
     return summary
 
 
-def errors(emulated: Mapping[str, Any], simulated: Mapping[str, Any]) -> list[Error]:
-    """Of two summaries."""
+def errors(emulated: Sequence[Mapping[str, Any]], simulated: Mapping[str, Any]) -> list[Error]:
+    """Of the summaries of emulations of one scenario, and of its simulation."""
     return [
-        Error(measure=name, emulated=read(emulated), simulated=read(simulated))
-        for name, read in MEASURES.items()
+        _error(name, [read(each) for each in emulated], read(simulated)) for name, read in MEASURES.items()
     ]
+
+
+def _error(name: str, emulated: Sequence[float | None], simulated: float | None) -> Error:
+    values = [value for value in emulated if value is not None]
+    if len(values) < len(emulated):
+        return Error(measure=name, emulated=None, simulated=simulated)
+    several = len(values) > 1
+    return Error(
+        measure=name,
+        emulated=fmean(values),
+        simulated=simulated,
+        least=min(values) if several else None,
+        most=max(values) if several else None,
+    )
 
 
 def _busiest(link: Mapping[str, Any]) -> float:

@@ -255,10 +255,9 @@ class _Run:
         def prefill_s(tokens: float, cached_tokens: float) -> float:
             return time_scale * profile.prefill_s(tokens, cached_tokens)
 
-        clock = self.cores.prefill if self.cores else None
         return SimulatedPrefill(
             name,
-            AnalyticPrefill(prefill_s, max_queue=settings.max_queue, clock=clock),
+            AnalyticPrefill(prefill_s, max_queue=settings.max_queue, clock=self.cores),
             prefill_s=prefill_s,
             model=pacing.model,
             chunk_tokens=settings.chunk,
@@ -266,7 +265,8 @@ class _Run:
             landings=landings,
             cache=cache,
             order_s=pacing.machine.order if pacing.machine else 0.0,
-            clock=clock,
+            connect_s=pacing.machine.connect if pacing.machine else 0.0,
+            clock=self.cores,
         )
 
     def _decode(
@@ -280,7 +280,7 @@ class _Run:
             max_batch=self._batch(datacenter),
             max_queue=self.resolved.scenario.engine.max_queue,
             restore_s=machine.restore if machine else 0.0,
-            clock=self.cores.decode if self.cores else None,
+            clock=self.cores,
         )
         return SimulatedDecode(name, engine, landings, cache)
 

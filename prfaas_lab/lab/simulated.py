@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
-from prfaas_lab.engine.cores import CoreClock
+from prfaas_lab.engine.cores import Cores
 from prfaas_lab.errors import EngineError
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.fluid_transfer import Transfer
@@ -54,13 +54,16 @@ class SimulatedPrefill:
     def __init__(
         self, name: str, engine: AnalyticPrefill, *, prefill_s: Callable[[float, float], float],
         model: PacedModel, chunk_tokens: int, network: FluidNetwork, landings: Landings,
-        cache: SimulatedCache | None = None, order_s: float = 0.0, clock: CoreClock | None = None,
+        cache: SimulatedCache | None = None, order_s: float = 0.0, connect_s: float = 0.0,
+        clock: Cores | None = None,
     ) -> None:  # fmt: skip
-        """`clock`: the engine's, when it shares cores; then an order takes `order_s` to get to it."""
+        """`clock`: the engine's, when it shares cores; then an order takes `order_s` to get to it, and the
+        first for a decode engine `connect_s` and some round trips more."""
         self.name, self.engine, self.cache = name, engine, cache
-        self.landings, self._order_s = landings, order_s
+        self.landings, self._order_s, self._connect_s = landings, order_s, connect_s
         self._network, self._clock = network, clock
         self._prefill_s, self._model, self._chunk_tokens = prefill_s, model, chunk_tokens
+        self._connected_at: dict[str, float] = {}
 
     async def state(self) -> dict[str, Any]:
         return asdict(self.engine.stats)
@@ -73,11 +76,16 @@ class SimulatedPrefill:
         assert self.cache is not None, "only caches are copied"
         return self.cache.stages(order)
 
-    def order_takes_s(self, order: PrefillOrder) -> float:
-        """Until an order joins the engine's line; at once where engines share nothing."""
+    def comes_at(self, order: PrefillOrder) -> float | None:
+        """Loop time at which an order joins the engine's line; None, at once, where engines share nothing.
+
+        The first for a decode engine has them connected, and whoever comes meanwhile waits for that too.
+        """
         if self._clock is None:
-            return 0.0
-        return self._order_s + self._network.dial_s(self.name, order.decode_host)
+            return None
+        host, comes_at = order.decode_host, asyncio.get_running_loop().time() + self._order_s
+        self._connected_at.setdefault(host, comes_at + self._network.dial_s(self.name, host, self._connect_s))
+        return max(comes_at, self._connected_at[host])
 
     def send(
         self, order: PrefillOrder, size: int, seconds: float, cached_tokens: int,
@@ -148,10 +156,11 @@ class _Prefilling(Job):
         self._last_ack_at: float | None = None
         self._transfer: Transfer | PartedTransfer | None = None
         self._on_its_way: asyncio.TimerHandle | None = None
-        if waits_s := client.order_takes_s(order):
-            self._on_its_way = asyncio.get_running_loop().call_later(waits_s, self._join)
-        else:
+        comes_at = client.comes_at(order)
+        if comes_at is None:
             client.engine.join(self)
+        else:
+            self._on_its_way = asyncio.get_running_loop().call_at(comes_at, self._join)
 
     def _join(self) -> None:
         """The order has come to its engine."""

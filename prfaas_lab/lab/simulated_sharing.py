@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from prfaas_lab.engine.cores import CoreClock, CoreTimer
+from prfaas_lab.engine.cores import Cores, CoreTimer
 from prfaas_lab.fabric.fluid import Piece
 from prfaas_lab.fabric.fluid_network import FluidNetwork
 from prfaas_lab.fabric.fluid_transfer import Transfer
@@ -19,7 +19,7 @@ class PartedTransfer:
     it is sent in parts, each when it is there. `cancel` gives it up."""
 
     def __init__(
-        self, network: FluidNetwork, clock: CoreClock, pair: tuple[str, str], pieces: Sequence[Piece],
+        self, network: FluidNetwork, clock: Cores, pair: tuple[str, str], pieces: Sequence[Piece],
         on_arrived: Callable[[float], None],
     ) -> None:  # fmt: skip
         """Pieces are made one after the other from now on, in seconds of their engine's clock."""

@@ -137,6 +137,10 @@ class Machine(Spec):
         description="cores for all engines; more that compute at once are slowed alike"
     )
     order: Duration = Field(default=0.0, description="from a request to its turn at an idle prefill engine")
+    connect: Duration = Field(
+        default=0.0,
+        description="what two engines take, beside round trips, to be connected for the first time",
+    )
     restore: Duration = Field(
         default=0.0, description="from its KVCache to its first token, at an idle decode engine"
     )

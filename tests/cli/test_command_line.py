@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -200,6 +201,15 @@ def test_a_simulation_is_compared_with_an_emulation_of_the_same_scenario(tmp_pat
         "validate-sim", str(run / "scenario.yaml"), "--emulated", str(run), "--json", "--out", str(run)
     )
     assert {row["error"] for row in json.loads(same.stdout)} == {0.0}
+    faster = tmp_path / "faster"
+    shutil.copytree(run, faster)
+    (faster / "summary.json").write_text(json.dumps(summary | {"median_ttft_ms": 0.0}))
+    emulated = ("--emulated", str(run), "--emulated", str(faster))
+    both = lab("validate-sim", str(run / "scenario.yaml"), *emulated, "--json", "--out", str(run))
+    assert both.returncode == 0
+    median = next(row for row in json.loads(both.stdout) if row["measure"] == "TTFT p50, ms")
+    assert (median["least"], median["most"]) == (0.0, summary["median_ttft_ms"])
+    assert median["error"] == pytest.approx(1.0)
 
 
 def test_a_run_on_another_clock_says_what_it_is_of_the_real_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from prfaas_lab.engine.analytic import AnalyticDecode, AnalyticPrefill, Job, Sequence
-from prfaas_lab.engine.cores import Cores, shares
+from prfaas_lab.engine.cores import Cores, share
 from prfaas_lab.lab.virtual_time import run_virtual
 
 T = TypeVar("T")
@@ -46,14 +46,12 @@ class TimedSequence(Sequence):
 
 def prefill_on(cores: Cores) -> AnalyticPrefill:
     """A second for every token."""
-    return AnalyticPrefill(lambda tokens, cached: tokens, max_queue=8, clock=cores.prefill)
+    return AnalyticPrefill(lambda tokens, cached: tokens, max_queue=8, clock=cores)
 
 
 def decode_on(cores: Cores, *, restore_s: float = 0.0) -> AnalyticDecode:
     """A second for every step."""
-    return AnalyticDecode(
-        lambda batch: 1.0, max_batch=8, max_queue=8, restore_s=restore_s, clock=cores.decode
-    )
+    return AnalyticDecode(lambda batch: 1.0, max_batch=8, max_queue=8, restore_s=restore_s, clock=cores)
 
 
 def put(engine: AnalyticPrefill, tokens: int) -> TimedJob:
@@ -63,16 +61,10 @@ def put(engine: AnalyticPrefill, tokens: int) -> TimedJob:
 
 
 def test_nobody_has_more_than_a_core_and_all_together_have_what_there_is() -> None:
-    for cores, prefilling, decoding in itertools.product((0.8, 1, 1.8, 2, 7.5), range(6), range(6)):
-        prefill, decode = shares(cores, prefilling, decoding)
-        assert 0 < prefill <= decode <= 1
-        had = prefill * prefilling + decode * decoding
-        assert had == pytest.approx(min(cores, prefilling + decoding))
-
-
-def test_who_decodes_keeps_its_core_and_two_that_prefill_share_the_other() -> None:
-    assert shares(2, 2, 1) == (0.5, 1.0)
-    assert shares(2, 2, 2) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    for cores, computing in itertools.product((0.8, 1, 1.8, 2, 7.5), range(1, 12)):
+        had = share(cores, computing)
+        assert 0 < had <= 1
+        assert had * computing == pytest.approx(min(cores, computing))
 
 
 def test_alone_on_a_core_an_engine_takes_what_its_profile_says() -> None:
@@ -89,6 +81,16 @@ def test_two_on_one_core_take_twice_as_long_until_one_is_done() -> None:
         return await asyncio.gather(one.times, other.times)
 
     assert on(1, main) == [(0.0, pytest.approx(4.0)), (0.0, pytest.approx(7.0))]
+
+
+def test_who_decodes_and_who_prefills_are_slowed_alike() -> None:
+    async def main(cores: Cores) -> tuple[tuple[float, float], list[float]]:
+        prompt, answer = put(prefill_on(cores), 3), TimedSequence(4)
+        decode_on(cores).join(answer)
+        await asyncio.sleep(20.0)
+        return await prompt.times, answer.stamps
+
+    assert on(1.5, main) == ((0.0, pytest.approx(4.0)), [0.0, pytest.approx(4.0)])
 
 
 def test_who_comes_later_slows_what_is_under_way() -> None:
@@ -117,7 +119,7 @@ def test_who_follows_an_engine_takes_nothing_from_it() -> None:
         loop, heard = asyncio.get_running_loop(), list[float]()
         job = put(prefill_on(cores), 4)
         put(prefill_on(cores), 4)
-        cores.prefill.tell_at(2.0, lambda: heard.append(loop.time()))
+        cores.tell_at(2.0, lambda: heard.append(loop.time()))
         return (await job.times)[1], tuple(heard)  # type: ignore[return-value]
 
     finished_at, heard = on(1, main)

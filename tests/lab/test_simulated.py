@@ -31,8 +31,8 @@ def test_a_prompt_is_not_given_back_on_its_way_to_the_engine_nor_kvcache_on_the_
             return wire
 
     class Distant(SimulatedPrefill):
-        def order_takes_s(self, order: PrefillOrder) -> float:
-            return 1.0
+        def comes_at(self, order: PrefillOrder) -> float:
+            return asyncio.get_running_loop().time() + 1.0
 
     async def run() -> None:
         engine = AnalyticPrefill(lambda tokens, cached: 10.0, max_queue=4)

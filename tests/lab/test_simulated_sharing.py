@@ -29,12 +29,10 @@ def test_parts_leave_as_slowly_as_a_shared_core_lets_them_be_made() -> None:
         network, cores, loop = FluidNetwork(topology), Cores(1), asyncio.get_running_loop()
         network.dial_s(*PAIR)
         for _ in range(2):
-            cores.prefill.call_at(2.0, lambda: None)
+            cores.call_at(2.0, lambda: None)
         arrived: asyncio.Future[float] = loop.create_future()
         pieces = [(1.5, 100_000), (0.5, 50_000)]
-        PartedTransfer(
-            network, cores.prefill, PAIR, pieces, lambda back_s: arrived.set_result(loop.time() + back_s)
-        )
+        PartedTransfer(network, cores, PAIR, pieces, lambda back_s: arrived.set_result(loop.time() + back_s))
         return await arrived
 
     assert run_virtual(main()) == pytest.approx(4.02, abs=1e-3)
@@ -44,7 +42,7 @@ def test_a_transfer_that_is_given_up_never_arrives() -> None:
     async def main() -> bool:
         network = FluidNetwork(load_topology(ROOT / "topologies" / "two-datacenters.yaml"))
         cores, arrived = Cores(1), list[float]()
-        transfer = PartedTransfer(network, cores.prefill, PAIR, [(1.0, 100_000)], arrived.append)
+        transfer = PartedTransfer(network, cores, PAIR, [(1.0, 100_000)], arrived.append)
         await asyncio.sleep(0.5)
         transfer.cancel()
         await asyncio.sleep(5.0)
@@ -85,6 +83,17 @@ def test_few_cores_make_prefills_longer_and_many_leave_them_as_they_were(tmp_pat
     assert sum(legs["prefill_ms"] for legs in few.values()) > 1.2 * sum(
         legs["prefill_ms"] for legs in alone.values()
     )
+
+
+def test_engines_take_a_while_to_be_connected_wherever_they_are(tmp_path: Path) -> None:
+    machine = MACHINE % (3, "5ms", "7ms")
+    before = simulated(tmp_path / "before", machine)
+    legs = simulated(tmp_path / "legs", machine.replace("order:", "connect: 12ms, order:"))
+    later = {name: legs[name]["queue_ms"] - before[name]["queue_ms"] for name in legs}
+    assert later["r00000"] == pytest.approx(12.0)
+    assert later["r00006"] == pytest.approx(12.0)
+    assert later["r00001"] > 0.0, "it waited for the same connections"
+    assert later["r00047"] == 0.0
 
 
 def test_order_and_restoring_are_in_their_legs_and_the_first_of_a_pair_connects(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ duration: 1h
 
 def test_a_simulation_has_no_error_against_itself(smoke: Resolved) -> None:
     summary = json.loads(json.dumps(simulate(smoke)))
-    assert all(error.share == 0 for error in errors(summary, summary))
+    assert all(error.share == 0 for error in errors([summary], summary))
 
 
 def test_a_bound_must_be_one() -> None:
