@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,16 +24,19 @@ Hop = tuple[str, str]
 
 
 async def watch_paths(engines: Iterable[Engine], topology: Topology, ways: Ways, ledger: Ledger) -> None:
-    """For as long as it is left to run."""
-    watch = PathWatch(tuple(engines), topology, ways, ledger)
+    """For as long as it is left to run, as often as engines sample: none is missed, or counted twice."""
+    watch, loop = PathWatch(tuple(engines), topology, ways, ledger), asyncio.get_running_loop()
+    due_s = loop.time()
     while True:
         await watch.round()
-        await asyncio.sleep(PATH_INTERVAL_S)
+        due_s = max(due_s + PATH_INTERVAL_S, loop.time())
+        await asyncio.sleep(due_s - loop.time())
 
 
 class PathWatch:
-    """Asks those engines of PrfaaS datacenters that have an order in hand: nobody else sends KVCache to
-    another datacenter, but for copies of cached prefixes."""
+    """Asks those engines of PrfaaS datacenters that have an order in hand, or had one until just now: what
+    was sent last shows only in the next sample. Nobody else sends KVCache to another datacenter, but for
+    copies of cached prefixes."""
 
     def __init__(self, engines: tuple[Engine, ...], topology: Topology, ways: Ways, ledger: Ledger) -> None:
         self._ways, self._ledger = ways, ledger
@@ -50,10 +54,12 @@ class PathWatch:
         }
         self._egress: dict[Hop, Egress] = {}
         self._seen: dict[tuple[str, str], float] = {}
+        self._busy_s: dict[str, float] = {}
+        """When each engine was last seen with an order in hand."""
 
     async def round(self) -> None:
         """Ask once, learn, and record what is new."""
-        busy = [engine for engine in self._senders if engine.alive and engine.orders]
+        busy = [engine for engine in self._senders if engine.alive and self._may_send(engine)]
         told = [path for paths in await asyncio.gather(*map(self._ask, busy)) for path in paths]
         over: dict[Hop, list[dict[str, Any]]] = {hop: [] for hop in self._egress}
         for sender, receiver, path in told:
@@ -68,6 +74,13 @@ class PathWatch:
                 self._ways.learn(*pair, estimate)
         for sender, receiver, path in told:
             self._record(sender, receiver, path, estimates)
+
+    def _may_send(self, engine: Engine) -> bool:
+        """Whether a sample of it may show what it sends."""
+        now = self._ledger.now()
+        if engine.orders:
+            self._busy_s[engine.name] = now
+        return now - self._busy_s.get(engine.name, -math.inf) < _FRESH_S
 
     async def _ask(self, engine: Engine) -> list[tuple[Engine, Engine, dict[str, Any]]]:
         """Its paths to other datacenters. None, when it does not answer."""
