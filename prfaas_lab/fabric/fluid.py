@@ -61,13 +61,12 @@ class Fluid:
             lane.advance(now)
         return resource.finished_bytes + sum([max(0.0, lane.moved) for lane in resource.active])
 
-    def load(self, key: Hashable, *, but: Hashable = None) -> tuple[float, bool]:
-        """Bytes/s that pass a resource now, and whether a flow over it has made more than it may send
-        (and would be sending more, but for those it shares with). Flows over resource `but` do not count."""
+    def waits(self, key: Hashable, *, but: Hashable = None) -> bool:
+        """Whether a flow over a resource has made more than it may send (and would be sending more, but for
+        those it shares with). Flows over resource `but` do not count."""
         left_out = self._resources[but].active if but in self._resources else {}
-        lanes = [lane for lane in self._resources[key].active if lane not in left_out]
-        rate = sum(lane.paced_sum + (lane.greedy * lane.share if lane.greedy else 0.0) for lane in lanes)
-        return rate, any(lane.greedy and lane.share < lane.most for lane in lanes)
+        lanes = self._resources[key].active
+        return any(lane.greedy and lane.share < lane.most for lane in lanes if lane not in left_out)
 
     def share(self, route: Sequence[Hashable]) -> float:
         """What one more greedy flow on a route would get at most, bytes/s."""

@@ -105,11 +105,14 @@ class FluidNetwork:
             backlog_bytes=0,
         )
 
-    def load(self, link: str, source: str) -> tuple[float, bool]:
-        """What passes one direction now, in bit/s with headers, and whether more is waiting for it; cross
-        traffic is others' business."""
-        rate, backlogged = self.fluid.load((link, source), but=_others((link, source)))
-        return 8 * rate / ACHIEVABLE, backlogged
+    def demand(self, link: str, source: str) -> tuple[float, bool]:
+        """The bytes that engines got through one direction so far, headers included, and whether more of
+        theirs waits for it; cross traffic is others' business."""
+        direction, others = (link, source), _others((link, source))
+        carried = self.fluid.carried_bytes(direction)
+        if direction in self._greedy:
+            carried -= self.fluid.carried_bytes(others)
+        return carried / ACHIEVABLE, self.fluid.waits(direction, but=others)
 
     def retransmitted_segments(self, datacenter: str) -> None:
         """A fluid has no segments."""

@@ -95,6 +95,7 @@ class SimulatedPrefill:
         seconds."""
         pieces = self.pieces(order.prompt_tokens, seconds, size, cached_tokens, order.held_tokens)
         if self._clock is None:
+            pieces = self._last_layer_apart(pieces, order.prompt_tokens)
             return self._network.send(self.name, order.decode_host, pieces, on_arrived)
         pair = (self.name, order.decode_host)
         return PartedTransfer(self._network, self._clock, pair, pieces, on_arrived)
@@ -128,6 +129,14 @@ class SimulatedPrefill:
             (0.0, ready), (first_s, 0), (early_s - first_s, early), (seconds - early_s, size - ready - early),
         ]  # fmt: skip
         return [(piece_s, piece) for piece_s, piece in made if piece_s or piece]
+
+    def _last_layer_apart(self, pieces: list[tuple[float, int]], tokens: int) -> list[tuple[float, int]]:
+        """In a paced engine the last layer grows (`model.paced_layout`): what it makes of the last chunk is
+        there when that is computed, all at once."""
+        *before, (seconds, size) = pieces
+        grown = self._model.token_bytes * ((tokens - 1) % self._chunk_tokens + 1) + HANDOVER_BYTES
+        grown = min(grown, size)
+        return [*before, (seconds, size - grown), (0.0, grown)]
 
     def _done_s(self, boundary: int, seconds: float, cached_tokens: int) -> float:
         """When the tokens before a boundary are computed, in a prefill of so many seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,9 +59,10 @@ def test_a_simulated_way_and_the_kernels_are_full_from_the_same_share_on(share: 
 
     learnt: list[Estimate] = []
     sites = {"east": SimpleNamespace(role="prfaas"), "west": SimpleNamespace(role="local")}
+    passed = itertools.count(step=share * 1e6 / 8)
     network = SimpleNamespace(
         topology=SimpleNamespace(datacenters=sites),
-        load=lambda *_: (share * 1e6, True),
+        demand=lambda *_: (next(passed), True),
         nominal_bps=lambda *_: 1e6,
     )
     ways = SimpleNamespace(
@@ -68,8 +70,10 @@ def test_a_simulated_way_and_the_kernels_are_full_from_the_same_share_on(share: 
         bottleneck=lambda *_: ("wan", "east"),
         learn=lambda source, destination, estimate: learnt.append(estimate),
     )
-    SimulatedPaths(network, ways).round()  # type: ignore[arg-type]
-    assert [estimate.congested for estimate in learnt] == [full]
+    paths = SimulatedPaths(network, ways)  # type: ignore[arg-type]
+    for _ in range(2):  # it must have waited at the look before, too
+        paths.round(1.0)
+    assert [estimate.congested for estimate in learnt] == [False, full]
 
 
 def test_an_engine_tells_all_that_an_event_needs():
