@@ -162,10 +162,14 @@ class Scheduler:
         self._follow(float(decision.threshold_tokens), decision.reason)
         if decision.convert:
             candidates = decode if decision.convert > 0 else prefill  # two at least: one is always left
-            engine = min(candidates, key=lambda e: (e.waiting_s, len(e.orders), e.name))
+            engine = min(candidates, key=self._left_to_do)
             failure = await self._convert(engine, decision)
             if failure:
                 self._follow(before, failure)
+
+    def _left_to_do(self, engine: Engine) -> tuple[float, int, int, str]:
+        """What one engine has to do before it has drained, beside others of its role: less is sooner."""
+        return engine.waiting_s, self._service.crossing_bytes(engine), len(engine.orders), engine.name
 
     def _follow(self, planned: float, reason: str) -> None:
         if abs(planned - self._state.planned) > _WORTH_TELLING * self._state.planned:

@@ -188,6 +188,16 @@ class Service:
             if engine.name == placed.decode or (engine.name == placed.prefill and flight.stage == "prefill"):
                 flight.ends.withdraw("/prefill")
 
+    def crossing_bytes(self, engine: Engine) -> int:
+        """The most KVCache that one request has which is on its way to an engine from another datacenter: of
+        each sender the first, since it sends in that order. An engine that drains has to wait for it."""
+        first: dict[str, int] = {}
+        for flight in self._flights.values():
+            placed = flight.placement
+            if placed is not None and placed.decode == engine.name and flight.way is not None:
+                first.setdefault(placed.prefill, flight.expected_bytes)
+        return max(first.values(), default=0)
+
     def _move(self, flight: _Flight) -> None:
         """It was given back: to other engines with it, where those that it was placed on drain. Its memory is
         reserved first, and a prompt keeps its place in line."""

@@ -196,7 +196,12 @@ class Deployment:
         self.ledger = Ledger(asyncio.get_running_loop().time, 0.0)
         self.told: list[Event] = []
         self.ledger.subscribe(self.told.append)
-        self.service = SimpleNamespace(plan=Plan(threshold_tokens=19_400), relieve=lambda engine: None)
+        self.crossing_bytes: dict[str, int] = {}
+        self.service = SimpleNamespace(
+            plan=Plan(threshold_tokens=19_400),
+            relieve=lambda engine: None,
+            crossing_bytes=lambda engine: self.crossing_bytes.get(engine.name, 0),
+        )
         self.scheduler = Scheduler(resolved, self.service, self.engines, self.ledger)  # type: ignore[arg-type]
         self.setting = Setting(
             fleet=fleet_of(resolved.topology), prompts=law_of(CASE_PROMPT), output_tokens=64, mode="exact"
@@ -222,6 +227,19 @@ def test_an_idle_instance_converts() -> None:
         await lab.replan()
         assert lab.roles() == ["decode"] * 4 + ["prefill"] * 4
         assert any(isinstance(event, RoleChanged) for event in lab.told)
+
+    run_virtual(run())
+
+
+def test_the_instance_converts_that_has_least_to_wait_for() -> None:
+    async def run() -> None:
+        lab = Deployment(3, 5)
+        lab.crossing_bytes = {"d0": 800, "d1": 700, "d2": 600, "d3": 500, "d4": 900}
+        lab.engines["d0"].orders.add("r1")
+        asyncio.get_running_loop().call_later(1.0, lab.engines["d3"].orders.discard, "r2")
+        lab.engines["d3"].orders.add("r2")
+        await lab.replan()
+        assert lab.engines["d3"].role == "prefill"
 
     run_virtual(run())
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from prfaas_lab.errors import EngineError
 from prfaas_lab.lab.engines import Ended, Engine, OpenOrder, Tell
@@ -170,6 +171,21 @@ async def test_what_decode_holds_is_not_to_cross_and_nothing_is_once_it_is_over(
     service, _, _ = deployment(ScriptedEngines(held_tokens=12))
     assert await service.serve(request(16)) is not None
     assert service.committed["east", "west"] == 0
+
+
+async def test_what_an_engine_that_drains_waits_for_is_the_first_that_each_sender_has_for_it() -> None:
+    service, engines, _ = deployment(HandedBack(0, 0, 0, 0))
+    sizes = (16, 20, 96, 10)  # one engine sends them, to two engines in turns
+    serving = [asyncio.ensure_future(service.serve(replace(request(size), id=f"r{size}"))) for size in sizes]
+    await asyncio.sleep(0)
+    first, second = engines["west-d0"], engines["west-d1"]
+    assert len(first.orders) == len(second.orders) == 2
+    assert service.crossing_bytes(first) == STATE_BYTES + TOKEN_BYTES * 16
+    assert service.crossing_bytes(second) == STATE_BYTES + TOKEN_BYTES * 20
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
+    assert service.crossing_bytes(first) == service.crossing_bytes(second) == 0
 
 
 async def test_what_crosses_compressed_is_ahead_by_what_it_is_on_the_wire() -> None:
