@@ -105,7 +105,9 @@ class Generate(Asked):
         """What would change the answer is refused, rather than passed over."""
         for name, neutral in _NEUTRAL.items():
             value = getattr(self, name)
-            if value is not None and value not in neutral:
+            # 0 is not False: as `logprobs` it asks for those of the tokens that were chosen.
+            kinds = [each for each in neutral if isinstance(each, bool) == isinstance(value, bool)]
+            if value is not None and value not in kinds:
                 raise ValueError(f"{name}={value!r} is not supported by this server")
         return self
 

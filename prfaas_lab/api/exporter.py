@@ -161,9 +161,11 @@ class Exporter:
         before_s = self._last_token_s.get(event.request_id)
         if before_s is None:
             _observe(self._ttft(), record.ttft_s)
-        else:
-            self._gap().observe(event.at_s - before_s)
-            self._itl().observe(event.at_s - before_s)
+        else:  # paced engines tell of many tokens at once: a gap before each
+            gap_s, gap, itl = (event.at_s - before_s) / event.count, self._gap(), self._itl()
+            for _ in range(event.count):
+                gap.observe(gap_s)
+                itl.observe(gap_s)
         self._last_token_s[event.request_id] = event.at_s
 
     def _finished(self, event: ev.RequestFinished, record: RequestRecord) -> None:

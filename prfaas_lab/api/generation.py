@@ -66,7 +66,7 @@ class Generation:
 
 @asynccontextmanager
 async def generating(service: Service, asks: Sequence[Ask]) -> AsyncIterator[Generation]:
-    """Serve them all; whoever leaves the context early gives up what is still in flight."""
+    """Serve them all; whoever leaves the context, however early, gives up what is still in flight."""
     generation, fault = Generation(service, asks), None
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(generation.serve(number)) for number in range(len(asks))]
@@ -74,14 +74,8 @@ async def generating(service: Service, asks: Sequence[Ask]) -> AsyncIterator[Gen
             yield generation
         except Exception as error:  # a task group would wrap it
             fault = error
-            _give_up(tasks)
-        except BaseException:
-            _give_up(tasks)
-            raise
+        finally:
+            for task in tasks:
+                task.cancel(CLIENT_LEFT)
     if fault is not None:
         raise fault
-
-
-def _give_up(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel(CLIENT_LEFT)

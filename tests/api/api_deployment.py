@@ -49,6 +49,8 @@ class EchoEngines:
 
     answer: str = "Grüße, 世界! "
     fail_at: str = ""
+    fails: str = "never"
+    """Requests with ids that end so fail after their first token."""
     proceed: asyncio.Event = field(default_factory=asyncio.Event)
     sent: dict[str, asyncio.Future[int]] = field(default_factory=dict)
     open_orders: list[str] = field(default_factory=list)
@@ -89,6 +91,8 @@ class EchoEngines:
         tokens = ByteTokenizer().encode(self.answer) or [1]
         for index in range(order.output_tokens):
             if index:
+                if order.request_id.endswith(self.fails):
+                    raise EngineError("ended in the middle of an order", where="west-d0")
                 await self.proceed.wait()
                 await asyncio.sleep(0)
             yield {"stage": "tokens", "tokens": [tokens[index % len(tokens)]]}

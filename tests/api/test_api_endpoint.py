@@ -11,6 +11,7 @@ import pytest
 from api_deployment import EchoEngines, Served, serving
 
 from prfaas_lab.errors import LabError
+from prfaas_lab.metrics import events as ev
 
 HI = [{"role": "user", "content": "Hi"}]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -162,6 +163,7 @@ async def test_sampling_reaches_the_engines_and_unknown_fields_do_no_harm() -> N
         ({"prompt": "x", "stop": ["s"] * 17}, 400, "stop"),
         ({"prompt": "x", "n": 2}, 400, None),
         ({"prompt": "x", "logprobs": 5}, 400, None),
+        ({"prompt": "x", "logprobs": 0}, 400, None),
         ({"prompt": "x", "model": "gpt-5"}, 404, "model"),
     ],
 )
@@ -229,6 +231,17 @@ async def test_an_engine_that_fails_later_ends_the_stream_with_an_error() -> Non
         assert served.idle
 
 
+async def test_when_one_output_of_a_stream_fails_the_others_are_given_up() -> None:
+    engines = EchoEngines()
+    async with serving(engines) as served:
+        engines.proceed.clear()
+        engines.fails = "-1"
+        body = {"prompt": ["a", "b"], "max_tokens": 3, "stream": True}
+        async with served.client.post(COMPLETIONS, json=body) as response:
+            assert '"engine_error"' in (await asyncio.wait_for(response.text(), 5))
+        await asyncio.wait_for(until(lambda: served.idle and not served.endpoint.admission.inside), 5)
+
+
 # -- who leaves --------------------------------------------------------------------------------
 
 
@@ -291,6 +304,17 @@ async def test_with_a_key_only_its_holder_is_answered(path: str) -> None:
         assert (await served.ask(path, body, Authorization="Bearer secret"))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:8000", 200), ("evil.example:8000", 403)],
+)
+async def test_without_a_key_a_page_whose_name_leads_here_may_not_interfere(host: str, status: int) -> None:
+    """DNS rebinding: its script is of the same origin then, and may send JSON."""
+    async with serving() as served:
+        got, answer, _ = await served.ask("/lab/policy", {"threshold": 4}, Host=host)
+        assert got == status, answer
+
+
 async def test_health_says_whether_both_halves_of_a_request_have_an_engine() -> None:
     async with serving() as served:
         async with served.client.get("/health") as response:
@@ -319,6 +343,21 @@ async def test_metrics_have_vllms_names_and_ours_and_answer_head() -> None:
             assert line in lines
         async with served.client.head("/metrics") as response:
             assert response.status == 200
+
+
+async def test_tokens_that_are_told_of_at_once_have_a_gap_each_in_the_metrics() -> None:
+    """As paced engines tell of them."""
+    async with serving() as served:
+        record = served.deployment.ledger.record
+        record(ev.RequestSubmitted(at_s=0.0, request_id="r", prompt_tokens=1, output_tokens=129))
+        for at_s, count in ((1.0, 1), (3.0, 128)):
+            record(ev.TokensEmitted(at_s=at_s, request_id="r", engine="west-d0", count=count))
+        async with served.client.get("/metrics") as response:
+            lines = (await response.text()).splitlines()
+    for name in ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"):
+        assert f'{name}_count{{model_name="echo"}} 128.0' in lines
+        assert f'{name}_sum{{model_name="echo"}} 2.0' in lines
+        assert f'{name}_bucket{{le="0.025",model_name="echo"}} 128.0' in lines
 
 
 # -- changes by hand ---------------------------------------------------------------------------
@@ -359,6 +398,8 @@ async def test_the_policy_is_changed_for_the_next_request() -> None:
         ("/lab/links/wan", {"outage": "1s", "lasts": "1s"}, 400),
         ("/lab/links/lan", {"rate": "5Mbit"}, 404),
         ("/lab/policy", {"name": "nearest"}, 400),
+        ("/lab/policy", {"name": "balanced"}, 400),
+        ("/lab/policy", {"name": "earliest-finish"}, 400),
         ("/lab/policy", {}, 400),
         ("/lab/policy", {"treshold": 4}, 400),
     ],
