@@ -18,6 +18,8 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # an order lasts as long as its
 _ASK_TIMEOUT_S = 120.0
 """One generation of a prompt and its output, on a machine whose cores are all taken."""
 _STATE_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_LONGEST_STAGE_BYTES = 1 << 26
+"""A stage is one line; that of a large prefix cache names all its blocks, at 36 bytes each."""
 
 
 class ControlClient:
@@ -26,7 +28,11 @@ class ControlClient:
     def __init__(self, name: str, control_socket: str) -> None:
         self.name = name
         connector = aiohttp.UnixConnector(path=control_socket, limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, base_url="http://engine")
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            base_url="http://engine",
+            read_bufsize=_LONGEST_STAGE_BYTES // 2,  # a line may have twice that
+        )
         self._followed = Followed()
 
     async def __aenter__(self) -> ControlClient:
