@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from prfaas_lab.errors import LabError
 from prfaas_lab.lab.arrange import arrange
 from prfaas_lab.lab.compare import Interval, compare
 from prfaas_lab.lab.deployment import Options
 from prfaas_lab.spec import load_scenario
-from prfaas_lab.spec.scenario import Resolved
+from prfaas_lab.spec.scenario import Fixed, OnOff, Resolved
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "paper-case-study.yaml"
 
@@ -100,3 +101,21 @@ def test_a_prediction_of_the_most_is_held_against_runs_that_were_offered_more(
     assert row.predicted is not None
     assert row.saturated is saturated
     assert (row.error is not None) is saturated
+
+
+def test_a_steady_state_in_which_requests_only_end_is_told_in_words(tmp_path: Path) -> None:
+    """All of a burst came before it."""
+    smoke = load_scenario(SCENARIO.with_name("smoke.yaml"))
+    burst = {
+        "requests": None,
+        "arrivals": OnOff(kind="onoff", rate=4.0, on=1.0, off=60.0),
+        "output": Fixed(kind="fixed", tokens=1000),
+    }
+    workload = smoke.scenario.workload.model_copy(update=burst)
+    changed = {"workload": workload, "warm_up": 2.0, "duration": 20.0}
+    resolved = smoke.model_copy(update={"scenario": smoke.scenario.model_copy(update=changed)})
+    with pytest.raises(LabError, match="no request was routed in the steady state"):
+        compare(
+            resolved, ["local-only"], seeds=1, options=Options(out=tmp_path), simulated=True,
+            tell=lambda run: None,
+        )  # fmt: skip
