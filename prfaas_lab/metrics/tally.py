@@ -60,6 +60,8 @@ class Tally:
         self.shaper_process = CpuUse()
         self.caches = Caches()
         self.started_s: float | None = None
+        self.drains_since_s: float | None = None
+        """When the arrivals had stopped."""
         self.ended_s: float | None = None
 
     @classmethod
@@ -119,13 +121,16 @@ class Tally:
 
     @property
     def window(self) -> Window:
-        """The steady state: from the end of the warm-up to the end of the arrivals, or of the last request
-        (so far) if that was before."""
+        """The steady state: from the end of the warm-up to the end of the arrivals (of their duration, of so
+        many requests as were asked for, or by hand), or of the last request (so far) if that was before."""
         started_s, run = self.started_s or 0.0, self.run
         warm_up_s, duration_s = (run.warm_up_s, run.duration_s) if run else (0.0, 0.0)
+        if run and run.mode == "serve":  # clients come for as long as it serves
+            duration_s = math.inf
         ended_s = started_s if self.ended_s is None else self.ended_s
+        drains_since_s = math.inf if self.drains_since_s is None else self.drains_since_s
         # The end just counted lies within.
-        until_s = min(started_s + duration_s, math.nextafter(ended_s, math.inf))
+        until_s = min(started_s + duration_s, drains_since_s, math.nextafter(ended_s, math.inf))
         return Window(since_s=started_s + warm_up_s, until_s=until_s)
 
     @property
@@ -209,6 +214,8 @@ class Tally:
 
     def _phase(self, event: ev.PhaseChanged) -> None:
         self.phase = event
+        if event.name == "draining":
+            self.drains_since_s = event.at_s
         if event.name in _WORKING and self.stage == "before":
             self._begin(event.at_s)
         elif event.name in _AFTERWARDS:

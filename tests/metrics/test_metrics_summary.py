@@ -325,6 +325,26 @@ def test_samples_after_the_workload_do_not_dilute_it() -> None:
         assert after == pytest.approx(before) or after < before  # one closing sample is let in
 
 
+@pytest.mark.parametrize(("mode", "duration_s"), [("emulate", 1000.0), ("simulate", 1000.0), ("serve", 5.0)])
+def test_what_drains_is_no_part_of_the_steady_state(mode: str, duration_s: float) -> None:
+    """Also where the arrivals end before their duration: after so many, by hand; or do not end with it."""
+    events = [
+        replace(e, mode=mode, duration_s=duration_s) if isinstance(e, ev.RunStarted) else e
+        for e in FakeRun().events()
+    ]
+    drains_s = next(e.at_s for e in events if isinstance(e, ev.PhaseChanged) and e.name == "draining")
+    ends = [e.at_s for e in events if isinstance(e, ev.RequestFinished)]
+    steady = summarize(Tally.of(events))["steady"]
+    assert (steady["since"], steady["until"]) == (8.0, drains_s)
+    assert steady["completed"] == sum(at_s < drains_s for at_s in ends) < len(ends)
+    retired: list[object] = []
+    streamed = Tally(retired.append)
+    for event in events:
+        if not isinstance(event, ev.RequestVerified):
+            streamed.fold(event)
+    assert summarize(streamed)["steady"] == steady
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
 def test_a_full_disk_is_told_in_words() -> None:
     says = "/dev/full: cannot be written: No space left"
