@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from prfaas_lab.lab.deployment import Deployment
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.tally import Tally
-from prfaas_lab.router import policy
+from prfaas_lab.router import route_of
 from prfaas_lab.spec.quantities import Duration, Tokens
 from prfaas_lab.spec.scenario import Event
 from prfaas_lab.spec.topology import Impairment, Name, Spec
@@ -62,13 +62,15 @@ async def change_link(deployment: Deployment, link: str, change: LinkChange) -> 
 
 
 def change_policy(deployment: Deployment, change: PolicyChange) -> None:
-    """Holds for every request routed from now on. Raises LabError for a name that is not there."""
+    """Holds for every request routed from now on, and ends what adapts the plan. Raises LabError for a name
+    that is not there, and for a policy that lacks what it needs here."""
     service, ledger = deployment.service, deployment.ledger
     name = change.name or ledger.tally.policy or deployment.resolved.scenario.policy.name
-    route = service.route if change.name is None else policy(change.name)
-    plan = service.plan
-    if change.threshold is not None:
-        plan = replace(plan, threshold_tokens=change.threshold)
+    asked = deployment.resolved.scenario.policy.model_copy(update={"name": name})
+    has_costs = service.view().costs is not None
+    route = service.route if change.name is None else route_of(asked, has_costs=has_costs)
+    threshold = service.plan.threshold_tokens if change.threshold is None else change.threshold
+    plan = replace(service.plan, threshold_tokens=threshold)  # another one, so that its scheduler sees it
     service.plan, service.route = plan, route
     ledger.record(
         ev.PlanChanged(

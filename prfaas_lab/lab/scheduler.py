@@ -38,7 +38,7 @@ outage were converted back after it."""
 
 
 class Scheduler:
-    """Moves one service's plan, for as long as `run` is left to run."""
+    """Moves one service's plan, for as long as `run` is left to run and nobody else swaps in another."""
 
     def __init__(
         self, resolved: Resolved, service: Service, engines: Mapping[str, Engine], ledger: Ledger
@@ -47,6 +47,8 @@ class Scheduler:
         self._settings, scale = resolved.scenario.scheduler, resolved.scenario.time_scale
         self._short_s, self._long_s = self._settings.short * scale, self._settings.long * scale
         self._window_s, self._switch_s = self._settings.window * scale, self._settings.conversion * scale
+        self._plan = service.plan
+        """The last that it knows of: with any other, somebody else has taken over."""
         planned = float(service.plan.threshold_tokens or 0)
         self._state = ShortTerm(
             planned=planned, threshold=planned, longest=float(2**20), band_s=self._settings.band * scale
@@ -61,17 +63,24 @@ class Scheduler:
         self._home = local[0] if convertible(resolved, local[0]) else None
 
     async def run(self) -> None:
-        """Both loops. Cancel it when the run ends."""
+        """Both loops, until somebody else swaps in a plan. Cancel it when the run ends."""
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._short(), name="short-term loop")
-            if self._home is not None:
-                loops.create_task(self._long(self._home), name="long-term loop")
+            long = self._home and loops.create_task(self._long(self._home), name="long-term loop")
+            await self._short()
+            if long:
+                long.cancel()
+
+    @property
+    def _in_charge(self) -> bool:
+        return self._service.plan is self._plan
 
     # -- short term ------------------------------------------------------------------------------
 
     async def _short(self) -> None:
         while True:
             await asyncio.sleep(self._short_s)
+            if not self._in_charge:
+                return
             before, self._state = self._state, tick(self._state, self._signals())
             self._take(before)
 
@@ -115,7 +124,7 @@ class Scheduler:
 
     def _take(self, before: ShortTerm) -> None:
         state = self._state
-        self._service.plan = replace(self._service.plan, threshold_tokens=round(state.threshold))
+        self._service.plan = self._plan = replace(self._plan, threshold_tokens=round(state.threshold))
         moved = abs(state.threshold - self._told) > _WORTH_TELLING * max(self._told, 1.0)
         if moved or (state.up, state.scarce) != (before.up, before.scarce):
             self._tell(state.reason)
@@ -139,7 +148,7 @@ class Scheduler:
             while True:
                 await asyncio.sleep(self._long_s)
                 setting = self._setting()
-                if setting is not None:
+                if setting is not None and self._in_charge:
                     await self._replan(home, setting)
         finally:
             unsubscribe()

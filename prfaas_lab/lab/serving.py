@@ -13,6 +13,7 @@ from typing import Protocol
 from prfaas_lab.lab.deployment import Deployment, Options
 from prfaas_lab.lab.meanwhile import meanwhile
 from prfaas_lab.lab.session import Outcome, Screen, run_session
+from prfaas_lab.lab.starting import scheduler_for
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.spec.load import kind_of, load_scenario, load_topology
 from prfaas_lab.spec.scenario import Fixed, Resolved, Scenario, Uniform, Verify, Workload
@@ -60,7 +61,7 @@ def run_serving(resolved: Resolved, options: Options, screen: Screen, opener: Op
 
 @dataclass(slots=True)
 class _Serve:
-    """Keeps the door open while the network goes through what it is meant to."""
+    """Keeps the door open while the network goes through what it is meant to, and the plan follows."""
 
     draining_signals = frozenset({signal.SIGINT, signal.SIGTERM})
     opener: Opener
@@ -72,7 +73,9 @@ class _Serve:
         ledger = deployment.ledger
         if self.note:
             ledger.record(ev.Noted(at_s=ledger.now(), level="info", text=self.note))
-        async with meanwhile(deployment.conditions.run(endless=True)), self.opener(deployment) as door:
+        scheduler = scheduler_for(deployment.resolved, deployment.service, deployment.engines, ledger)
+        beside = [deployment.conditions.run(endless=True), *([scheduler.run()] if scheduler else [])]
+        async with meanwhile(*beside), self.opener(deployment) as door:
             ledger.record(ev.PhaseChanged(at_s=ledger.now(), name="running"))
             self.open = True
             await self.stop.wait()

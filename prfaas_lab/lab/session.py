@@ -14,6 +14,7 @@ import uvloop
 
 from prfaas_lab.lab.deployment import Deployment, Foundation, Options, bring_up
 from prfaas_lab.lab.faults import the_fault
+from prfaas_lab.lab.pacing import costs_of
 from prfaas_lab.lab.results import results_in, write_results
 from prfaas_lab.metrics import events as ev
 from prfaas_lab.metrics.files import EventWriter
@@ -60,7 +61,8 @@ def run_session(resolved: Resolved, options: Options, screen: Screen, work: Work
     brought up, or its network broke down; what happened until then is in `events.jsonl`, and if
     requests were served already, in a summary that is INVALID and names the `fault`.
     """
-    route = route_of(resolved.scenario.policy)  # before anything is made: a wrong name costs nothing
+    has_costs = costs_of(resolved) is not None
+    route = route_of(resolved.scenario.policy, has_costs=has_costs)  # before anything is made
     with results_in(options.out, resolved):
         return _run(resolved, options, screen, work, route)
 

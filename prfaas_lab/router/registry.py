@@ -36,14 +36,20 @@ UNAWARE = frozenset(("threshold", "homogeneous", "naive", "balanced", "local-onl
 """Those that look at no way beyond whether it is up: nothing of its load needs to be known for them."""
 
 
-def route_of(asked: Policy) -> Route:
-    """The policy that a scenario asks for. Raises LabError as `policy` does, and UsageError where it lacks an
-    option without which every request would fail."""
+def route_of(asked: Policy, *, has_costs: bool = True) -> Route:
+    """The policy that a scenario asks for. Raises LabError as `policy` does, and UsageError where it lacks
+    that without which every request would fail: an option, or (`has_costs`) profiles of what runs."""
     if asked.name == "balanced" and asked.share is None:
         raise UsageError(
             "the balanced policy has no share to offload",
             where="policy.share",
             remedy="set it, such as share: 0.5; for paced engines `compare` plans one",
+        )
+    if asked.name == "earliest-finish" and not has_costs:
+        raise UsageError(
+            "the earliest-finish policy knows no hardware profiles",
+            where="policy.name",
+            remedy="run paced engines (engine.executor: paced), or give every datacenter hardware: FILE",
         )
     return policy(asked.name)
 
@@ -66,7 +72,7 @@ def _users_own(path: str) -> Route:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module does as it is imported
         remedy = "write module:function, of a module that can be imported from here"
         raise _unknown(f"cannot load policy {path!r}: {error}", remedy) from error
     if not callable(found):
