@@ -8,7 +8,6 @@ error that names the waiting tasks.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import selectors
 from collections import deque
@@ -35,17 +34,14 @@ _POLL_EVERY = 256
 several of them."""
 
 
-class _Call(Struct, order=True):
-    """A callback that is due at a time; of one time, the first that was made. It is its own entry in the heap
-    of timers. asyncio's own handles note for debugging what costs more than all else."""
+class _Call(Struct, gc=False):
+    """A callback that is due at a time. asyncio's own handles note for debugging what costs more than all
+    else; and no collector looks here, since what a call refers to forgets it, or it that, in time."""
 
     at_s: float
-    number: int
     callback: Callable[..., object] | None
     """None once it was called, or cancelled."""
     args: tuple[Any, ...]
-    context: Context | None
-    """None: the loop's own."""
     loop: VirtualTimeLoop
 
     def cancel(self) -> None:
@@ -69,8 +65,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._now_s = 0.0
-        self._timers: list[_Call] = []
-        self._numbers = itertools.count()
+        self._times: list[float] = []
+        """At which something is due: a heap of bare numbers, since whatever else lay in it would be looked up
+        in memory at each of its levels."""
+        self._timers: dict[float, _Call | list[_Call]] = {}
+        """What is due at each of them; of several, in the order in which they were asked for."""
         self.cancelled = 0
         """Timers that wait for nothing; at most."""
         super().__init__(selectors.SelectSelector())
@@ -81,7 +80,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Call:
-        call = _Call(self._now_s, 0, callback, args, context, self)
+        if context is not None:
+            callback, args = context.run, (callback, *args)
+        call = _Call(self._now_s, callback, args, self)
         self._ready.append(call)
         return call
 
@@ -95,8 +96,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Call:
-        timer = _Call(when, next(self._numbers), callback, args, context, self)
-        heappush(self._timers, timer)
+        if context is not None:
+            callback, args = context.run, (callback, *args)
+        timer = _Call(when, callback, args, self)
+        due = self._timers.setdefault(when, timer)
+        if due is timer:
+            heappush(self._times, when)
+        elif isinstance(due, list):
+            due.append(timer)
+        else:
+            self._timers[when] = [due, timer]
         return timer
 
     def call_later(  # type: ignore[override]
@@ -117,28 +126,30 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             if not ready:
                 self._jump()
             call = ready.popleft()
-            callback, call.callback = call.callback, None
+            callback, args = call.callback, call.args
             if callback is None:
                 continue
-            if call.context is None:
-                callback(*call.args)
-            else:
-                call.context.run(callback, *call.args)
+            call.callback, call.args = None, ()
+            callback(*args)
             if self._stopping:
                 return
 
     def _jump(self) -> None:
         """To the next timer, and make ready all that are due then."""
-        timers, ready, due = self._timers, self._ready, math.inf
-        while timers and timers[0].at_s < due:
-            timer = heappop(timers)
-            if timer.callback is None:
-                self.cancelled -= 1
-                continue
-            if not ready:
-                self._now_s = max(self._now_s, timer.at_s)
-                due = self._now_s + _INSTANT_S
-            ready.append(timer)
+        times, ready, until = self._times, self._ready, math.inf
+        while times and times[0] < until:
+            at_s = heappop(times)
+            due = self._timers.pop(at_s)
+            for timer in due if isinstance(due, list) else (due,):
+                if timer.callback is None:
+                    self.cancelled -= 1
+                elif ready:
+                    ready.append(timer)
+                else:
+                    if at_s > self._now_s:
+                        self._now_s = at_s
+                    until = self._now_s + _INSTANT_S
+                    ready.append(timer)
         if not ready:
             self._look_outside()
         if not ready:
@@ -147,17 +158,34 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _look_outside(self) -> None:
         events = self._selector.select(0)  # type: ignore[attr-defined]
         self._process_events(events)  # type: ignore[attr-defined]
-        if self.cancelled > len(self._timers) // 2:
+        if self.cancelled > len(self._times) // 2:
             self._sweep()
 
     def _sweep(self) -> None:
         """Timers that were cancelled long before their time must not pile up."""
-        self._timers[:] = [timer for timer in self._timers if timer.callback is not None]
-        heapify(self._timers)
+        for at_s, due in [*self._timers.items()]:
+            waiting = [timer for timer in _several(due) if timer.callback]
+            if waiting:
+                self._timers[at_s] = waiting
+            else:
+                del self._timers[at_s]
+        self._times[:] = self._timers
+        heapify(self._times)
         self.cancelled = 0
+
+    def close(self) -> None:
+        """Forget what still waits, so that memory is freed by count."""
+        super().close()
+        for due in self._timers.values():
+            for timer in _several(due):
+                timer.cancel()
 
     def _waiting(self) -> str:
         return ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self)))
+
+
+def _several(due: _Call | list[_Call]) -> list[_Call]:
+    return due if isinstance(due, list) else [due]
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

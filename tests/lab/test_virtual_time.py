@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 from hypothesis import given
@@ -79,6 +81,24 @@ def test_a_timer_that_was_cancelled_never_fires_and_does_not_pile_up() -> None:
     woken, timers = run_virtual(cancel())
     assert not woken
     assert timers < 1000
+
+
+def test_what_still_waits_at_the_end_is_freed_without_a_collection() -> None:
+    class Waiting:
+        def __init__(self) -> None:
+            self.timer = asyncio.get_running_loop().call_later(1, self.happen)
+
+        def happen(self) -> None:
+            raise AssertionError("the run was over before")
+
+    async def leave() -> weakref.ref[Waiting]:
+        return weakref.ref(Waiting())
+
+    gc.disable()
+    try:
+        assert run_virtual(leave())() is None
+    finally:
+        gc.enable()
 
 
 def test_a_callback_that_raises_ends_the_run() -> None:
