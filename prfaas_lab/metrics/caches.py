@@ -6,12 +6,24 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from prfaas_lab.metrics import events as ev
 
-_REUSE = ("requests", "hits", "cached_tokens", "decoded_tokens", "computed_tokens", "held_bytes")
 _POOL = ("blocks", "snapshots", "memory_bytes", "disk_bytes", "disk_hit_tokens", "snapshots_made",
          "snapshots_reused", "evicted_blocks", "evicted_snapshots", "spilled", "reloaded", "damaged",
          "transfers_made", "transfers_refused", "transfer_peak_bytes")  # fmt: skip
+
+
+class Reuse(Struct):
+    """What prefills found and decode engines held."""
+
+    requests: int = 0
+    hits: int = 0
+    cached_tokens: int = 0
+    decoded_tokens: int = 0
+    computed_tokens: int = 0
+    held_bytes: int = 0
 
 
 class Caches:
@@ -20,7 +32,7 @@ class Caches:
     def __init__(self) -> None:
         self._pools: dict[tuple[str, str], ev.CacheSampled] = {}
         """By engine and role: one that may change its role has a pool for each."""
-        self._reuse: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._reuse: defaultdict[str, Reuse] = defaultdict(Reuse)
         self._copies: Counter[str] = Counter()
 
     def sampled(self, event: ev.CacheSampled) -> None:
@@ -32,14 +44,14 @@ class Caches:
 
     def prefilled(self, event: ev.PrefillFinished) -> None:
         reuse = self._reuse[event.engine]
-        reuse["requests"] += 1
-        reuse["hits"] += event.cached_tokens > 0
-        reuse["cached_tokens"] += event.cached_tokens
-        reuse["decoded_tokens"] += event.decoded_tokens
-        reuse["computed_tokens"] += event.computed_tokens
+        reuse.requests += 1
+        reuse.hits += event.cached_tokens > 0
+        reuse.cached_tokens += event.cached_tokens
+        reuse.decoded_tokens += event.decoded_tokens
+        reuse.computed_tokens += event.computed_tokens
 
     def transferred(self, event: ev.TransferFinished) -> None:
-        self._reuse[event.destination]["held_bytes"] += event.held_bytes
+        self._reuse[event.destination].held_bytes += event.held_bytes
 
     def report(self, sites: Mapping[str, str]) -> dict[str, Any]:
         """Over all, and per datacenter; `sites` says where each engine is. `held_bytes` did not cross,
@@ -56,12 +68,13 @@ class Caches:
         }
 
     def _over(self, engines: Collection[str]) -> dict[str, Any]:
-        reuse: Counter[str] = sum((self._reuse[name] for name in engines if name in self._reuse), Counter())
+        parts = [self._reuse[name] for name in engines if name in self._reuse]
+        reuse = {name: sum(getattr(part, name) for part in parts) for name in Reuse.__struct_fields__}
         pools = [pool for (engine, _), pool in self._pools.items() if engine in engines]
         held = {name: sum(getattr(pool, name) for pool in pools) for name in _POOL}
         prompt_tokens = reuse["cached_tokens"] + reuse["computed_tokens"]
         return {
-            **{name: reuse[name] for name in _REUSE},
+            **reuse,
             "hit_rate_requests": _share(reuse["hits"], reuse["requests"]),
             "hit_rate_tokens": _share(reuse["cached_tokens"], prompt_tokens),
             **held,

@@ -134,7 +134,7 @@ _Legs = msgspec.defstruct("_Legs", LEGS, gc=False)
 def _row(account: Account) -> Any:
     """A request's stamps, counts and latencies, its hand-over ledger, and the laws it broke: a struct, since
     a dict costs twice as much."""
-    record, ttft_ms, tpot_ms, e2el_ms, legs, violations = account
-    handover = None if legs is None else _Legs(*legs)
-    broken = [violation.text for violation in violations]
-    return _Row(*_values(record), ttft_ms, tpot_ms, e2el_ms, handover, broken)
+    handover = None if account.legs is None else _Legs(*account.legs)
+    broken = [violation.text for violation in account.violations]
+    latencies_ms = account.ttft_ms, account.tpot_ms, account.e2el_ms
+    return _Row(*_values(account.record), *latencies_ms, handover, broken)

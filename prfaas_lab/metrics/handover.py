@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, le
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from prfaas_lab.metrics.requests import RequestRecord
 
@@ -43,23 +45,16 @@ def handover(record: RequestRecord) -> Handover | None:
     t0, t6 = record.submitted_s, record.first_token_s
     if t0 is None or t6 is None:
         return None
-    t1 = _or(record.prefill_started_s, t0)
-    t2 = _or(record.prefill_finished_s, t1)
-    t3 = max(t2, _or(record.transfer_started_s, t2))
-    t4 = max(t3, _or(record.transfer_finished_s, t3))
-    t5 = max(t4, _or(record.restored_s, t4))
+    t1, t2 = record.prefill_started_s, record.prefill_finished_s
+    sent, received, t5 = record.transfer_started_s, record.transfer_finished_s, record.restored_s
+    t1 = t0 if t1 is None else t1
+    t2 = t1 if t2 is None else t2
+    t3 = t2 if sent is None or sent < t2 else sent
+    t4 = t3 if received is None or received < t3 else received
+    t5 = t4 if t5 is None or t5 < t4 else t5
     return Handover(
-        queue_ms=(t1 - t0) * 1e3,
-        prefill_ms=(t2 - t1) * 1e3,
-        first_byte_ms=(t3 - t2) * 1e3,
-        wire_ms=(t4 - t3) * 1e3,
-        restore_ms=(t5 - t4) * 1e3,
-        first_token_ms=(t6 - t5) * 1e3,
+        (t1 - t0) * 1e3, (t2 - t1) * 1e3, (t3 - t2) * 1e3, (t4 - t3) * 1e3, (t5 - t4) * 1e3, (t6 - t5) * 1e3
     )
-
-
-def _or(stamp: float | None, otherwise: float) -> float:
-    return otherwise if stamp is None else stamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +91,25 @@ def violations(record: RequestRecord) -> list[Violation]:
     return [*_out_of_order(record), *_bytes_lost(record), *_miscounted(record)]
 
 
-_STAMPS = tuple(dict.fromkeys(stamp for pair in _ORDER for stamp in pair))
-_stamps = attrgetter(*_STAMPS)
-_PAIRS = tuple((_STAMPS.index(earlier), _STAMPS.index(later)) for earlier, later in _ORDER)
+_earlier = attrgetter(*(earlier for earlier, _ in _ORDER))
+_later = attrgetter(*(later for _, later in _ORDER))
 
 
 def _out_of_order(record: RequestRecord) -> list[Violation]:
     if record.outcome == "failed":
         return []  # an attempt that failed may leave its stamps anywhere
-    found, stamps = [], _stamps(record)
-    for earlier, later in _PAIRS:
-        first, second = stamps[earlier], stamps[later]
+    firsts, seconds = _earlier(record), _later(record)
+    try:
+        in_order = all(map(le, firsts, seconds))
+    except TypeError:  # some never came
+        in_order = False
+    if in_order:
+        return []
+    found = []
+    for (earlier, later), first, second in zip(_ORDER, firsts, seconds, strict=True):
         if first is not None and second is not None and second < first - SKEW_S:
             late_ms = 1e3 * (first - second)
-            words = f"{_words(_STAMPS[later])} {late_ms:.1f} ms before {_words(_STAMPS[earlier])}"
+            words = f"{_words(later)} {late_ms:.1f} ms before {_words(earlier)}"
             found.append(Violation(kind="order", text=f"{record.id}: {words}"))
     return found
 
@@ -137,7 +137,7 @@ def _miscounted(record: RequestRecord) -> list[Violation]:
     return [Violation(kind="account", text=f"{record.id}: {fault}") for fault in faults]
 
 
-class Account(NamedTuple):
+class Account(Struct, frozen=True, gc=False):
     """A request with what follows from its stamps, reckoned once."""
 
     record: RequestRecord
@@ -149,9 +149,12 @@ class Account(NamedTuple):
 
     @classmethod
     def of(cls, record: RequestRecord) -> Account:
-        latencies = _ms(record.ttft_s), _ms(record.tpot_s), _ms(record.e2el_s)
-        return cls(record, *latencies, handover(record), violations(record))
-
-
-def _ms(value_s: float | None) -> float | None:
-    return None if value_s is None else 1e3 * value_s
+        ttft_s, tpot_s, e2el_s = record.latencies_s()
+        return cls(
+            record,
+            None if ttft_s is None else 1e3 * ttft_s,
+            None if tpot_s is None else 1e3 * tpot_s,
+            None if e2el_s is None else 1e3 * e2el_s,
+            handover(record),
+            violations(record),
+        )

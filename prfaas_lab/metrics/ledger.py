@@ -27,6 +27,8 @@ class Ledger:
         self.tally = Tally(retire)
         self._clock, self._started_at = clock, started_at
         self._subscribers: tuple[Subscriber, ...] = ()
+        self.record: Subscriber = self.tally.fold
+        """Add an event: first to the tally, then to every subscriber in the order they came."""
 
     def now(self) -> float:
         """Seconds since the run's start: the `at_s` of what happens now."""
@@ -40,18 +42,17 @@ class Ledger:
         """The other way round: what the clock read then."""
         return at_s + self._started_at
 
-    def record(self, event: Event) -> None:
-        """Add an event: first to the tally, then to every subscriber in the order they came."""
-        self.tally.fold(event)
-        for notify in self._subscribers:
-            notify(event)
-
     def subscribe(self, notify: Subscriber) -> Callable[[], None]:
         """Have `notify` called with every event from now on; returns what ends that. It must be
         quick, and may read the tally, which holds the event already."""
-        self._subscribers += (notify,)
+        self._tell((*self._subscribers, notify))
+        return lambda: self._tell(tuple(other for other in self._subscribers if other != notify))
 
-        def unsubscribe() -> None:
-            self._subscribers = tuple(other for other in self._subscribers if other != notify)
+    def _tell(self, subscribers: tuple[Subscriber, ...]) -> None:
+        self._subscribers = subscribers
+        self.record = self._record_and_tell if subscribers else self.tally.fold
 
-        return unsubscribe
+    def _record_and_tell(self, event: Event) -> None:
+        self.tally.fold(event)
+        for notify in self._subscribers:
+            notify(event)

@@ -75,29 +75,30 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     @property
     def ttft_s(self) -> float | None:
         """From the request sent to its first token."""
-        return _between(self.submitted_s, self.first_token_s)
-
-    @property
-    def e2el_s(self) -> float | None:
-        """From the request sent to its last token."""
-        return _between(self.submitted_s, self.last_token_s)
+        return self.latencies_s()[0]
 
     @property
     def tpot_s(self) -> float | None:
         """(E2E - TTFT) / (n - 1); None for a single token, which has no time per further token."""
-        ttft_s, e2el_s = self.ttft_s, self.e2el_s
-        if ttft_s is None or e2el_s is None or self.emitted_tokens < 2:
-            return None
-        return (e2el_s - ttft_s) / (self.emitted_tokens - 1)
+        return self.latencies_s()[1]
+
+    @property
+    def e2el_s(self) -> float | None:
+        """From the request sent to its last token."""
+        return self.latencies_s()[2]
+
+    def latencies_s(self) -> tuple[float | None, float | None, float | None]:
+        """TTFT, TPOT and E2E latency."""
+        sent_s, first_s, last_s = self.submitted_s, self.first_token_s, self.last_token_s
+        if sent_s is None or first_s is None or last_s is None:  # the first token is the last until another
+            return None, None, None
+        ttft_s, e2el_s, more = first_s - sent_s, last_s - sent_s, self.emitted_tokens - 1
+        return ttft_s, (e2el_s - ttft_s) / more if more > 0 else None, e2el_s
 
 
 def cause(reason: str) -> str:
     """What failures for the same cause share: their reasons without ids, times and counts."""
     return re.sub(r"\d+(?:\.\d+)?", "#", reason)
-
-
-def _between(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else end - start
 
 
 def _submitted(record: RequestRecord, event: ev.RequestSubmitted) -> None:

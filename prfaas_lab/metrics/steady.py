@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,9 @@ class Window:
     def length_s(self) -> float:
         return max(0.0, self.until_s - self.since_s)
 
-    def holds(self, at_s: float | None) -> bool:
-        """Whether something happened within. What never happened did not."""
-        return at_s is not None and self.since_s <= at_s < self.until_s
-
 
 class SteadyState:
-    """Sums over the requests of a window, added one by one.
+    """Sums over the requests of a window.
 
     Throughput is what ended within the window over its length; TTFT is of first tokens within it.
     """
@@ -37,17 +34,22 @@ class SteadyState:
         self.completed = self.routed = self.offloaded = self.crossed_bytes = 0
         self.ttft_ms = Samples(_EXACT, "d")
 
-    def add(self, account: Account, window: Window) -> None:
-        """Count what of a request's way lies within the window."""
-        record = account.record
-        self.completed += record.outcome == "completed" and window.holds(record.ended_s)
-        if window.holds(record.routed_s):
-            self.routed += 1
-            self.offloaded += record.offloaded
-        if record.offloaded and window.holds(record.transfer_finished_s):
-            self.crossed_bytes += record.received_bytes
-        if window.holds(record.first_token_s) and account.ttft_ms is not None:
-            self.ttft_ms.add(account.ttft_ms)
+    def add(self, accounts: Iterable[Account], window: Window) -> None:
+        """Count what of requests' ways lies within the window. What never happened does not."""
+        since_s, until_s = window.since_s, window.until_s
+        for account in accounts:
+            record, ttft_ms = account.record, account.ttft_ms
+            routed_s, crossed_s = record.routed_s, record.transfer_finished_s
+            first_s, ended_s = record.first_token_s, record.ended_s
+            if routed_s is not None and since_s <= routed_s < until_s:
+                self.routed += 1
+                self.offloaded += record.offloaded
+            if record.offloaded and crossed_s is not None and since_s <= crossed_s < until_s:
+                self.crossed_bytes += record.received_bytes
+            if ttft_ms is not None and first_s is not None and since_s <= first_s < until_s:
+                self.ttft_ms.add(ttft_ms)
+            if record.outcome == "completed" and ended_s is not None and since_s <= ended_s < until_s:
+                self.completed += 1
 
     def summary(self, window: Window) -> dict[str, Any]:
         """What it says of the window; None where nothing happened."""

@@ -74,25 +74,27 @@ class Tally:
 
     def fold(self, event: ev.Event) -> None:
         """Take in one event."""
-        kind = type(event)
-        if not isinstance(event, ev.RequestEvent):
-            if (take := _FOLDS.get(kind)) is not None:
+        of_request = _OF_REQUEST.get(type(event))
+        if of_request is None:
+            if (take := _FOLDS.get(type(event))) is not None:
                 take(self, event)
             return
-        record = self.requests.get(event.request_id)
+        count, stamp, ends = of_request
+        request_id = event.request_id  # type: ignore[attr-defined]  # its type is one of those that have it
+        record = self.requests.get(request_id)
         if record is None:
-            record = self.requests[event.request_id] = RequestRecord(id=event.request_id)
-        if (count := _COUNTS.get(kind)) is not None:
+            record = self.requests[request_id] = RequestRecord(id=request_id)
+        if count is not None:
             count(self, record, event)
-        STAMPS[type(event)](record, event)
-        if kind in _ENDS:
+        stamp(record, event)
+        if ends:
             self._ended(record)
 
     def totals(self) -> Totals:
         """Sums over all requests so far."""
         self._add_up()
         totals = self._retired.copy()
-        totals.add(map(Account.of, self.requests.values()), self.sites, self.window)
+        totals.add([*map(Account.of, self.requests.values())], self.sites, self.window)
         return totals
 
     @property
@@ -188,7 +190,8 @@ class Tally:
     def _over(self, record: RequestRecord) -> None:
         """A request that was submitted has ended."""
         assert record.ended_s is not None, "an end has its time"
-        self.ended_s = record.ended_s if self.ended_s is None else max(record.ended_s, self.ended_s)
+        if self.ended_s is None or record.ended_s > self.ended_s:
+            self.ended_s = record.ended_s
         if record.outcome == "completed":
             self.itl_ms.extend([1e3 * gap for gap in record.gaps_s])
             self.bunched_gaps += sum([gap < BUNCHED_S for gap in record.gaps_s])
@@ -269,7 +272,14 @@ _COUNTS: dict[type[ev.Event], Callable[[Tally, RequestRecord, Any], None]] = {
     ev.RequestVerified: Tally._verified,
 }
 """What an event of a request adds up to over all of them; the record does not hold it yet."""
-_ENDS = frozenset((ev.RequestFinished, ev.RequestFailed))
+_OF_REQUEST: dict[
+    type[ev.Event],
+    tuple[Callable[[Tally, RequestRecord, Any], None] | None, Callable[[RequestRecord, Any], None], bool],
+] = {
+    kind: (_COUNTS.get(kind), stamp, kind in (ev.RequestFinished, ev.RequestFailed))
+    for kind, stamp in STAMPS.items()
+}
+"""Of each event of a request: what it adds up to, how it changes its record, and whether it ends it."""
 _FOLDS: dict[type[ev.Event], Callable[[Tally, Any], None]] = {
     ev.RunStarted: Tally._started,
     ev.PhaseChanged: Tally._phase,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from prfaas_lab.metrics.handover import LEGS, Account, Handover, Violation
 from prfaas_lab.metrics.percentiles import Samples
@@ -67,18 +67,18 @@ class Totals:
     def copy(self) -> Totals:
         return copy.deepcopy(self)
 
-    def add(self, accounts: Iterable[Account], sites: Mapping[str, str], window: Window) -> None:
+    def add(self, accounts: Sequence[Account], sites: Mapping[str, str], window: Window) -> None:
         """Count requests that are over, or were when the run ended. `sites`: engine -> datacenter;
         `window`: the run's steady state."""
+        self.steady.add(accounts, window)
         completed = []
         for account in accounts:
             record = account.record
-            self.steady.add(account, window)
             for violation in account.violations:
                 self._add_violation(violation)
-            ends = sites.get(record.source or ""), sites.get(record.destination or "")
-            if ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
-                self.crossed[ends[0], ends[1]] += record.wire_bytes
+            source, destination = sites.get(record.source or ""), sites.get(record.destination or "")
+            if source != destination and source is not None and destination is not None:
+                self.crossed[source, destination] += record.wire_bytes
             if record.outcome == "completed":
                 completed.append(account)
             elif record.outcome == "failed":
