@@ -78,8 +78,11 @@ class Engine:
         self._waiting_s = 0.0
         self.computed_tokens, self.computing_s = 0, 0.0
         self.orders: set[str] = set()
-        self.on_change: Callable[[Engine], None] | None = None
-        """Told whenever the view is no longer what it was."""
+        self.available = True
+        """Whether it takes orders: it lives, and does not drain."""
+        self.changes: dict[str, Engine] = {}
+        """Where it enters itself, by name, whenever its view is no longer what it was: whoever looks at many
+        lets them share one, and empties it. A call each time would cost more than the change."""
         self._alive, self._draining = True, False
         self._view: EngineView | None = None
 
@@ -90,7 +93,7 @@ class Engine:
     @alive.setter
     def alive(self, alive: bool) -> None:
         self._alive = alive
-        self.changed()
+        self._now_available()
 
     @property
     def draining(self) -> bool:
@@ -100,12 +103,11 @@ class Engine:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._draining = draining
-        self.changed()
+        self._now_available()
 
-    @property
-    def available(self) -> bool:
-        """Whether it takes orders."""
-        return self._alive and not self._draining
+    def _now_available(self) -> None:
+        self.available = self._alive and not self._draining
+        self.changed()
 
     def become(self, role: Role) -> None:
         """Take another role. Its process must be one that has both."""
@@ -117,12 +119,13 @@ class Engine:
     def view(self) -> EngineView:
         """As a policy sees it: prompt tokens still to compute, and orders in hand."""
         if self._view is None:
-            running = min(len(self.orders), self.capacity)
+            orders = len(self.orders)
+            running = orders if orders < self.capacity else self.capacity
             self._view = EngineView(
                 name=self.name,
                 datacenter=self.datacenter,
                 role=self.role,
-                queued=len(self.orders) - running,
+                queued=orders - running,
                 running=running,
                 queued_tokens=self.waiting_tokens,
                 queued_s=self.waiting_s,
@@ -142,8 +145,7 @@ class Engine:
     def changed(self) -> None:
         """Something that the view shows is different."""
         self._view = None
-        if self.on_change is not None:
-            self.on_change(self)
+        self.changes[self.name] = self
 
 
 class Hold:
@@ -165,10 +167,12 @@ class Hold:
 
     def release(self) -> None:
         """The engine is done with it. Doing so twice is fine."""
-        if self._request_id in self._engine.orders:
-            self._engine.orders.discard(self._request_id)
-            self._engine.changed()
-        self.computed()
+        engine = self._engine
+        if self._request_id in engine.orders:
+            engine.orders.discard(self._request_id)
+            engine.changed()
+        if self._prompt_tokens:
+            self.computed()
 
     def computed(self) -> None:
         """Its prompt waits no longer."""

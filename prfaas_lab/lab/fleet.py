@@ -8,23 +8,42 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import overload
 
 from prfaas_lab.lab.engines import Engine
-from prfaas_lab.router.values import EngineView, Rank, Role
+from prfaas_lab.router.values import EngineView, Role
 
 _SLACK = 8
 """A ranking is rebuilt once this many times more ranks lie in it than engines."""
 
 
-def _prefill_rank(engine: Engine) -> Rank:
-    """`router.values.prefill_rank` of its view, without making one."""
-    return engine.waiting_s, engine.waiting_tokens, len(engine.orders), engine.name
+class _Place:
+    """An engine in one ranking."""
+
+    __slots__ = ("engine", "entered", "rank")
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.rank: _Entry | None = None
+        """Its own; None while it can be given nothing."""
+        self.entered: _Entry | None = None
+        """The one in the heap that counts."""
 
 
-def _decode_rank(engine: Engine) -> Rank:
-    """`router.values.decode_rank` of its view, without making one."""
-    return len(engine.orders) / engine.capacity, 0, 0, engine.name
+_Entry = tuple[float, float, int, str, _Place]
+"""A `Rank`, and whose it is. Names are unique, so that no two places are ever compared."""
 
 
-_RANK: dict[Role, Callable[[Engine], Rank]] = {"prefill": _prefill_rank, "decode": _decode_rank}
+def _prefill_entry(place: _Place) -> _Entry:
+    """With `router.values.prefill_rank` of its view, without making one."""
+    engine = place.engine
+    return engine.waiting_s, engine.waiting_tokens, len(engine.orders), engine.name, place
+
+
+def _decode_entry(place: _Place) -> _Entry:
+    """With `router.values.decode_rank` of its view, without making one."""
+    engine = place.engine
+    return len(engine.orders) / engine.capacity, 0, 0, engine.name, place
+
+
+_ENTRY: dict[Role, Callable[[_Place], _Entry]] = {"prefill": _prefill_entry, "decode": _decode_entry}
 
 
 class Fleet:
@@ -38,7 +57,7 @@ class Fleet:
         """Where each was ranked last."""
         self._changed: dict[str, Engine] = {engine.name: engine for engine in self._engines}
         for engine in self._engines:
-            engine.on_change = self._note
+            engine.changes = self._changed
 
     def views(self) -> Sequence[EngineView]:
         """Every engine, each as it is when it is looked at."""
@@ -51,9 +70,6 @@ class Fleet:
         ranking = self._rankings.get((role, datacenter))
         first = ranking.first() if ranking is not None else None
         return first.view if first is not None else None
-
-    def _note(self, engine: Engine) -> None:
-        self._changed[engine.name] = engine
 
     def _refresh(self) -> None:
         for name, engine in self._changed.items():
@@ -96,53 +112,49 @@ class _Ranking:
     became worse is put right when it comes up; then, too, what a better one has overtaken is dropped."""
 
     def __init__(self, role: Role) -> None:
-        self.role, self._rank = role, _RANK[role]
-        self._heap: list[Rank] = []
-        self._engines: dict[str, Engine] = {}
-        self._ranks: dict[str, Rank] = {}
-        """Of those that can be given something."""
-        self._entered: dict[str, Rank] = {}
-        """The one in the heap that counts."""
+        self.role, self._entry_of = role, _ENTRY[role]
+        self._heap: list[_Entry] = []
+        self._places: dict[str, _Place] = {}
 
     def put(self, engine: Engine) -> None:
         """Its rank may be another now."""
-        name = engine.name
-        self._engines[name] = engine
+        place = self._places.get(engine.name)
+        if place is None:
+            place = self._places[engine.name] = _Place(engine)
         if not engine.available:
-            self._ranks.pop(name, None)
+            place.rank = None
             return
-        rank = self._ranks[name] = self._rank(engine)
-        entered = self._entered.get(name)
-        if entered is None or rank < entered:
-            self._entered[name] = rank
+        rank = place.rank = self._entry_of(place)
+        if place.entered is None or rank < place.entered:
+            place.entered = rank
             heappush(self._heap, rank)
-            if len(self._heap) > _SLACK * len(self._engines):
+            if len(self._heap) > _SLACK * len(self._places):
                 self._rebuild()
 
     def remove(self, name: str) -> None:
         """It ranks elsewhere now."""
-        del self._engines[name]
-        self._ranks.pop(name, None)
+        self._places[name].rank = None
 
     def first(self) -> Engine | None:
         heap = self._heap
         while heap:
             entry = heap[0]
-            name = entry[-1]
-            rank = self._ranks.get(name)
+            place = entry[-1]
+            rank = place.rank
             if rank is entry:
-                return self._engines[name]
-            if rank is None or self._entered.get(name) is not entry:
+                return place.engine
+            if rank is None or place.entered is not entry:
                 heappop(heap)
                 if rank is None:
-                    self._entered.pop(name, None)
+                    place.entered = None
             else:
-                self._entered[name] = rank
+                place.entered = rank
                 heapreplace(heap, rank)
         return None
 
     def _rebuild(self) -> None:
         """Overtaken ranks must not pile up."""
-        self._entered = dict(self._ranks)
-        self._heap = list(self._ranks.values())
+        for place in self._places.values():
+            place.entered = place.rank
+        self._heap = [place.rank for place in self._places.values() if place.rank is not None]
         heapify(self._heap)
