@@ -36,6 +36,7 @@ class FluidNetwork:
         self.topology, self.fluid = topology, Fluid()
         self.directions: tuple[Direction, ...] = tuple(layout.shapes)
         self.changes = 0
+        """How often a shape was changed."""
         self._shapes, self._sites = dict(layout.shapes), layout.sites
         self._homes = {name: dc for dc in topology.datacenters for name in topology.engine_names(dc)}
         self.window_bytes = layout.window_bytes

@@ -42,6 +42,8 @@ class Fabric:
         self.shaper, self.reason = shaper.name, reason
         self.directions: tuple[Direction, ...] = tuple(shapes)
         self._shaper, self._shapes, self._changing = shaper, dict(shapes), threading.Lock()
+        self.changes = 0
+        """How often a shape was changed."""
         self._doors, self._ways, self._egress_bps = doors, ways, egress_bps
         self._tcp = {node.name: TcpCounters(node.netns) for node in nodes.values() if node.netns}
 
@@ -93,6 +95,7 @@ class Fabric:
         with self._changing:
             effective_at = self._shaper.change(link, source, shape)
             self._shapes[direction] = shape
+            self.changes += 1
             return effective_at
 
     def egress_bps(self, datacenter: str) -> float | None:

@@ -18,6 +18,8 @@ class Net(Protocol):
     """What must be known of a network, emulated or simulated."""
 
     topology: Topology
+    changes: int
+    """How often a shape was changed."""
 
     def path(self, source: str, destination: str) -> tuple[tuple[str, str], ...]: ...
 
@@ -50,9 +52,8 @@ class Ways:
         }
         self._known: dict[tuple[str, str], tuple[tuple[Shape, ...], PathView]] = {}
         self._estimates: dict[tuple[str, str], Estimate] = {}
-        self._directions = sorted({hop for ways in self._hops.values() for way in ways for hop in way})
-        self._shapes: tuple[Shape, ...] = ()
-        """Of all these when the paths were last looked at; none while an estimate is news."""
+        self._changes = -1
+        """The network's, when the paths were last looked at; -1 while an estimate is news."""
         self._paths: tuple[PathView, ...] = ()
 
     def data_address(self, source: str, destination: str) -> tuple[str, int]:
@@ -62,9 +63,9 @@ class Ways:
     def paths(self) -> tuple[PathView, ...]:
         """The way from every datacenter to every other, as it is shaped now: KVCache crosses from PrfaaS
         to local ones, copies of cached prefixes in any direction."""
-        shapes = tuple([self._fabric.shape(*hop) for hop in self._directions])
-        if shapes != self._shapes:
-            self._shapes = shapes
+        changes = self._fabric.changes
+        if changes != self._changes:
+            self._changes = changes
             self._paths = tuple(self.path(source, destination) for source, destination in self._pairs)
         return self._paths
 
@@ -121,7 +122,7 @@ class Ways:
         if self._estimates.get(pair) != estimate:
             self._estimates[pair] = estimate
             self._known.pop(pair, None)
-            self._shapes = ()
+            self._changes = -1
 
 
 def _rate_bps(shape: Shape) -> float:
