@@ -20,25 +20,20 @@ class BothEnds:
         """Raises what went wrong first, at an engine or with what it told."""
         self._left = 2
         self._orders: dict[str, OpenOrder] = {}
+        """Those that go on. They know whom to tell, which is a circle: what has ended is let go at once."""
 
     def begin(
         self, client: EngineClient, path: str, order: EngineTask, take: Callable[[dict[str, Any]], None]
     ) -> None:
         """Give one of the orders; `take` is called with its stages. Raises EngineError when refused at
         once."""
-
-        def tell(stage: dict[str, Any]) -> None:
-            try:
-                take(stage)
-            except Exception as error:  # the request's, and not its engine's
-                self._ended(error)
-
-        self._orders[path] = client.begin(path, order, tell, self._ended)
+        end = _End(self, path, take)
+        self._orders[path] = client.begin(path, order, end.tell, end.ended)
 
     def enough(self, path: str) -> None:
         """No more is wanted of one of them."""
-        self._orders[path].cancel()
-        self._ended(None)
+        self._orders.pop(path).cancel()
+        self.ended(None)
 
     def withdraw(self, path: str) -> None:
         """Ask for one of them back, if it was given (OpenOrder.withdraw)."""
@@ -57,9 +52,14 @@ class BothEnds:
         """Give up what still goes on."""
         for order in self._orders.values():
             order.cancel()
-        self._orders.clear()  # they know whom to tell: a circle that only a collection would end
+        self._orders.clear()
 
-    def _ended(self, error: BaseException | None) -> None:
+    def let_go(self, path: str) -> None:
+        """One of them has ended well."""
+        self._orders.pop(path, None)
+
+    def ended(self, error: BaseException | None) -> None:
+        """One of them has, or one has gone wrong."""
         self._left -= 1
         if self.over.done():
             return
@@ -67,3 +67,24 @@ class BothEnds:
             self.over.set_exception(error)
         elif not self._left:
             self.over.set_result(None)
+
+
+class _End:
+    """Whom the engine of one of the orders tells. (Two closures would be thrice as large, and there is one
+    for each order in flight.)"""
+
+    __slots__ = ("_ends", "_path", "_take")
+
+    def __init__(self, ends: BothEnds, path: str, take: Callable[[dict[str, Any]], None]) -> None:
+        self._ends, self._path, self._take = ends, path, take
+
+    def tell(self, stage: dict[str, Any]) -> None:
+        try:
+            self._take(stage)
+        except Exception as error:  # the request's, and not its engine's
+            self._ends.ended(error)
+
+    def ended(self, error: BaseException | None) -> None:
+        if error is None:
+            self._ends.let_go(self._path)
+        self._ends.ended(error)

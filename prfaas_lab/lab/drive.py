@@ -170,23 +170,24 @@ class Driver:
 
     def _launch(self, request: Request, group: asyncio.TaskGroup, flights: _Flights) -> asyncio.Task[None]:
         """A request, or a session that begins with it, as one flight."""
-
-        async def fly() -> None:
-            try:
-                await self._ask(request)
-            finally:
-                flights.pop(flight, None)
-
-        flight = group.create_task(fly(), name=f"request {request.id}")
+        flight = group.create_task(self._fly(request, flights), name=f"request {request.id}")
         flights[flight] = None
         if request.follow_ups:
             self._sessions.add(flight)
             flight.add_done_callback(self._sessions.discard)
         return flight
 
-    async def _ask(self, request: Request) -> None:
-        """Serve a request, then what follows it. A session whose answer failed is over."""
-        answer = await self._serve(request)
+    async def _fly(self, request: Request, flights: _Flights) -> None:
+        try:
+            answer = await self._serve(request)
+            if request.follow_ups:
+                await self._go_on(request, answer)
+        finally:
+            if (flight := asyncio.current_task()) is not None:
+                flights.pop(flight, None)
+
+    async def _go_on(self, request: Request, answer: Sequence[int] | None) -> None:
+        """Serve what follows a request. A session whose answer failed is over."""
         if answer is None or not request.follow_ups:
             return
         async with asyncio.TaskGroup() as group:
@@ -206,7 +207,8 @@ class Driver:
         left_s = self._until_s - asyncio.get_running_loop().time()
         if await self._stopped_within(min(follow_up.think_s, left_s)) or left_s <= follow_up.think_s:
             return
-        await self._ask(follow_up.after(request, answer))
+        following = follow_up.after(request, answer)
+        await self._go_on(following, await self._serve(following))
 
     async def _sessions_end(self) -> None:
         """Later turns are requests to be sent too: wait for them until the duration is over."""

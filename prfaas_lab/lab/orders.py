@@ -137,9 +137,10 @@ class Refused(Spec):
 Answer = Annotated[ModelReady | Forked | Exited | Refused, Field(discriminator="kind")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PrefillOrder:
-    """Compute a prompt, and send its KVCache to a decode engine."""
+    """Compute a prompt, and send its KVCache to a decode engine. (Frozen, it would take thrice as long to
+    make, and a simulation makes a million.)"""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -178,7 +179,7 @@ class RedirectOrder:
     held_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class DecodeOrder:
     """Reserve memory, take in a prompt's KVCache, and generate."""
 

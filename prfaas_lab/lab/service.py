@@ -58,8 +58,10 @@ class _Flight(Struct):
     on_token: OnToken | None
     submitted_s: float
     ends: BothEnds
-    reserved: asyncio.Future[None]
-    """Done when decode has memory for it."""
+    reserved: bool = False
+    """Decode has memory for it."""
+    when_reserved: asyncio.Future[None] | None = None
+    """What waits for that, if it takes a while."""
     placement: Placement | None = None
     prompt: Prompt | None = None
     expected_bytes: int = 0
@@ -71,10 +73,10 @@ class _Flight(Struct):
     held_tokens: int = 0
     tokens: list[int] | bytes = b""
     """As its engine tells them: zeros, where nobody knows more."""
-    sent: dict[str, Any] = {}
-    received: dict[str, Any] = {}
+    sent: dict[str, Any] | None = None
+    received: dict[str, Any] | None = None
     hold: Hold | None = None
-    """At its prefill engine."""
+    """At its prefill engine, until that has sent its KVCache."""
     decode_hold: Hold | None = None
     since: float | None = None
     """When it came in line for its prefill, where it has been moved since."""
@@ -128,24 +130,20 @@ class Service:
         Cancelled, it records the failure (the cancellation's message is the reason, if it has one) and
         frees what the engines held.
         """
-        ledger = self._ledger
-        submitted_s = ledger.now()
-        ledger.record(
-            ev.RequestSubmitted(
-                at_s=submitted_s,
-                request_id=request.id,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.output_tokens,
-            )
-        )
-        reserved = asyncio.get_running_loop().create_future()
-        flight = _Flight(request, on_token, submitted_s, BothEnds(), reserved)
-        flight.expected_bytes = self._expected_bytes(request.prompt_tokens)
-        if self.caches is not None and request.prompt:  # one without ids shares nothing with any other
-            flight.prompt = self.caches.name(request.prompt)
+        ledger, flight = self._ledger, self._submit(request, on_token)
         try:
-            flight.placement = self._place(request, flight.prompt)
-            await self._carry(flight, flight.placement)
+            placement = flight.placement = self._place(request, flight.prompt)
+            self._begin(flight, placement)
+            try:
+                self._begin_decode(flight, self._engines[placement.decode])
+                if not flight.reserved or placement.copy_from is not None:
+                    await self._prepare(flight, placement)
+                if not flight.ends.over.done():
+                    self._begin_prefill(flight, placement)
+                await flight.ends.over
+            finally:
+                self._end(flight)
+            self._hand_over(flight, flight.placement)
         except LabError as error:
             record_failed(ledger, request, flight.stage, str(error))
             return None
@@ -159,6 +157,22 @@ class Service:
             ends = {"prefill": flight.placement.prefill, "decode": flight.placement.decode}
             self.answers.offer(request, flight.prompt, flight.tokens, **ends)
         return flight.tokens
+
+    def _submit(self, request: Request, on_token: OnToken | None) -> _Flight:
+        submitted_s = self._ledger.now()
+        self._ledger.record(
+            ev.RequestSubmitted(
+                at_s=submitted_s,
+                request_id=request.id,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+            )
+        )
+        flight = _Flight(request, on_token, submitted_s, BothEnds())
+        flight.expected_bytes = self._expected_bytes(request.prompt_tokens)
+        if self.caches is not None and request.prompt:  # one without ids shares nothing with any other
+            flight.prompt = self.caches.name(request.prompt)
+        return flight
 
     def view(self) -> View:
         """The deployment now; of all but the paths, whenever it is looked at."""
@@ -259,12 +273,9 @@ class Service:
         record_routed(self._ledger, request, placement, view, plan)
         return placement
 
-    async def _carry(self, flight: _Flight, placement: Placement) -> None:
-        """Both ends at once: decode reserves memory and waits, then prefill computes and sends.
-
-        Both engines count it from the moment it was placed, so that of many requests that arrive at once
-        each is placed with those before it in view.
-        """
+    def _begin(self, flight: _Flight, placement: Placement) -> None:
+        """Both engines count it from the moment it was placed, so that of many requests that arrive at once
+        each is placed with those before it in view."""
         request, prefill = flight.request, self._engines[placement.prefill]
         decode = self._engines[placement.decode]
         if placement.offloaded:
@@ -272,21 +283,17 @@ class Service:
             self.committed[flight.way] += flight.expected_bytes
         flight.decode_hold = Hold(decode, request.id)
         flight.hold = self._prefill_hold(flight, placement)
+        flight.stage = "reserve"
         self._flights[request.id] = flight
-        try:
-            await self._both_ends(flight, placement)
-        finally:
-            del self._flights[request.id]
-            flight.ends.cancel()
-            flight.hold.release()
-            flight.decode_hold.release()
-            self._crossed(flight)
-        placement = flight.placement or placement
-        self._hand_over(flight, placement)
-        if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
-            raise EngineError(
-                f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
-            )
+
+    def _end(self, flight: _Flight) -> None:
+        """Nothing of it goes on, and no engine has it in hand."""
+        del self._flights[flight.request.id]
+        flight.ends.cancel()
+        for hold in (flight.hold, flight.decode_hold):
+            if hold is not None:
+                hold.release()
+        self._crossed(flight)
 
     def _crossed(self, flight: _Flight) -> None:
         """Its KVCache is not, or no longer, to come over a way between datacenters."""
@@ -308,28 +315,28 @@ class Service:
             prefill_s = self._costs.prefill_s(engine.datacenter, tokens, cached_tokens)
         return Hold(engine, flight.request.id, placement.uncached_tokens, prefill_s)
 
-    async def _both_ends(self, flight: _Flight, placement: Placement) -> None:
-        flight.stage = "reserve"
-        self._begin_decode(flight, self._engines[placement.decode])
+    async def _prepare(self, flight: _Flight, placement: Placement) -> None:
+        """Until decode has memory for it, and what prefill is to resume from has been copied there; or its
+        end."""
         ends = flight.ends
-        if not flight.reserved.done():
-            await asyncio.wait((flight.reserved, ends.over), return_when=asyncio.FIRST_COMPLETED)
+        if not flight.reserved:
+            flight.when_reserved = asyncio.get_running_loop().create_future()
+            await asyncio.wait((flight.when_reserved, ends.over), return_when=asyncio.FIRST_COMPLETED)
         if placement.copy_from and flight.prompt and self.copies and not ends.over.done():
             flight.stage = "copy"
             reason = f"{flight.request.id} resumes from it"
             await self.copies.copy(flight.prompt, placement.copy_from, placement.prefill, reason=reason)
-        if not ends.over.done():
-            self._begin_prefill(flight, placement)
-        await ends.over
 
     def _begin_decode(self, flight: _Flight, engine: Engine) -> None:
         request = flight.request
+        blocks, tell_all = self._about_cache(flight, engine)
         order = DecodeOrder(
             request_id=request.id,
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             sampling=request.sampling,
-            **self._about_cache(flight, engine),
+            blocks=blocks,
+            tell_all=tell_all,
         )
         flight.ends.begin(engine.client, "/decode", order, partial(self._of_decode, flight, engine))
 
@@ -345,7 +352,9 @@ class Service:
                 if flight.placement and flight.moving:
                     self._go_on(flight, flight.placement)
                 else:
-                    flight.reserved.set_result(None)
+                    flight.reserved = True
+                    if flight.when_reserved is not None:
+                        flight.when_reserved.set_result(None)
             case "received":
                 flight.stage, flight.received = "restore", stage
                 self._crossed(flight)
@@ -359,6 +368,7 @@ class Service:
         flight.stage = "prefill"
         request, engine = flight.request, self._engines[placement.prefill]
         host, port = self._network.data_address(placement.prefill, placement.decode)
+        blocks, tell_all = self._about_cache(flight, engine)
         order = PrefillOrder(
             request_id=request.id,
             prompt=request.prompt if self._sends_ids else (),
@@ -370,7 +380,8 @@ class Service:
             held_tokens=flight.held_tokens,
             submitted_at=self._ledger.reading(flight.submitted_s),
             since=flight.since,
-            **self._about_cache(flight, engine),
+            blocks=blocks,
+            tell_all=tell_all,
         )
         flight.ends.begin(engine.client, "/prefill", order, partial(self._of_prefill, flight, engine))
 
@@ -393,16 +404,16 @@ class Service:
                 if not flight.ends.over.done():
                     self._move(flight)
             case "sent":
-                flight.sent = stage
+                flight.sent, flight.hold = stage, None
                 hold.release()
             case "cache":
                 self._learn(engine, "prefill", stage)
 
-    def _about_cache(self, flight: _Flight, engine: Engine) -> dict[str, Any]:
-        """What an order says about the prefix cache."""
+    def _about_cache(self, flight: _Flight, engine: Engine) -> tuple[PromptNames | None, bool]:
+        """What an order says about the prefix cache: `blocks`, and `tell_all`."""
         if self.caches is None or flight.prompt is None:
-            return {}
-        return {"blocks": PromptNames.of(flight.prompt), "tell_all": self.caches.wants_all(engine)}
+            return None, False
+        return PromptNames.of(flight.prompt), self.caches.wants_all(engine)
 
     def _learn(self, engine: Engine, role: Role, news: dict[str, Any]) -> None:
         if self.caches is not None:
@@ -429,8 +440,11 @@ class Service:
         return False
 
     def _hand_over(self, flight: _Flight, placement: Placement) -> None:
-        """Record the transfer as both its ends saw it, and hold it to the layout's prediction."""
+        """Record the transfer as both its ends saw it; hold it to the layout's prediction, and the answer to
+        what was asked."""
         sent, received, held_bytes = flight.sent, flight.received, self._held(flight)
+        assert sent is not None, "one end is over"
+        assert received is not None, "and so is the other"
         record_transfer(self._ledger, flight.request, placement, sent, received, held_bytes)
         self._weigh(sent)
         expected = flight.expected_bytes - held_bytes + HANDOVER_BYTES
@@ -439,6 +453,10 @@ class Service:
                 f"the layout predicts {expected} bytes of KVCache, "
                 f"{sent['bytes']} were sent and {received['bytes']} received",
                 where=f"{placement.prefill} -> {placement.decode}",
+            )
+        if len(flight.tokens) != flight.request.output_tokens and not flight.stopped:
+            raise EngineError(
+                f"gave {len(flight.tokens)} of {flight.request.output_tokens} tokens", where=placement.decode
             )
 
     def _weigh(self, sent: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def record_routed(ledger: Ledger, request: Request, placement: Placement, view: 
             uncached_tokens=placement.uncached_tokens,
             threshold_tokens=plan.threshold_tokens,
             reason=placement.reason,
-            prefix_tokens=tuple((dc.name, dc.prefix_tokens) for dc in view.datacenters if dc.prefix_tokens),
+            prefix_tokens=tuple([(dc.name, dc.prefix_tokens) for dc in view.datacenters if dc.prefix_tokens]),
         )
     )
 
