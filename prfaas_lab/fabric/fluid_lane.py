@@ -71,7 +71,9 @@ class Flow:
         """Bytes that the sender has made."""
         if not self.pace:
             return self.made_before
-        return self.made_before + self.piece_bytes - max(0.0, self.piece_ends - now) * self.pace
+        left_s = self.piece_ends - now
+        made = self.made_before + self.piece_bytes
+        return made - left_s * self.pace if left_s > 0.0 else made
 
     def next_piece(self, now: float) -> None:
         """Begin what is made next; what is made at once is there already."""
@@ -244,7 +246,9 @@ class Lane:
         for flow in self.late.values():
             if flow.pace < share:
                 backlog = flow.made(self.at) - (level - flow.mark)
-                due = min(due, self.at + max(0.0, backlog) / (share - flow.pace))
+                caught_up = self.at + backlog / (share - flow.pace) if backlog > 0.0 else self.at
+                if caught_up < due:
+                    due = caught_up
         return due
 
     def catch_up(self) -> None:

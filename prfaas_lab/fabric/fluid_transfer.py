@@ -14,9 +14,9 @@ from prfaas_lab.fabric.fluid_tcp import late
 Direction = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Path:
-    """The way of every transfer between two nodes."""
+    """The way of every transfer between two nodes: one object each, so that it is quickly looked up."""
 
     here: str
     """The sender's datacenter."""

@@ -276,7 +276,7 @@ class _Run:
         machine = self.pacing.machine
         steps = [time_scale * profile.step_s(batch) for batch in range(self._batch(datacenter) + 1)]
         engine = AnalyticDecode(
-            lambda batch: steps[int(batch)],
+            steps.__getitem__,
             max_batch=self._batch(datacenter),
             max_queue=self.resolved.scenario.engine.max_queue,
             restore_s=machine.restore if machine else 0.0,

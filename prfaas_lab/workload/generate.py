@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,8 +129,7 @@ def _sessions(
 
 def _uniform(rng: np.random.Generator) -> Iterator[float]:
     """The generator's numbers one by one, drawn many at a time."""
-    while True:
-        yield from rng.random(_DRAWN).tolist()
+    return chain.from_iterable(rng.random(_DRAWN).tolist() for _ in count())
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
