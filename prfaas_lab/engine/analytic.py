@@ -166,7 +166,7 @@ class AnalyticDecode:
     between two steps, and its first token comes as it has joined."""
 
     def __init__(
-        self, step_s: Callable[[float], float], *, max_batch: int, max_queue: int, restore_s: float = 0.0,
+        self, step_s: Callable[[int], float], *, max_batch: int, max_queue: int, restore_s: float = 0.0,
         clock: Clock | None = None,
     ) -> None:  # fmt: skip
         """`restore_s`: what the engine takes to restore one sequence's cache, and does nothing else
@@ -182,6 +182,8 @@ class AnalyticDecode:
         self._steps = 0
         self._anchor = 0.0
         """The clock's time at which `_steps` were done, and the batch took its present size."""
+        self._since = 0.0
+        """The loop's time then: an engine is busy also while others have the cores."""
         self._step_s = math.inf
         self._timer: Timer | None = None
         """While it computes; a step whose sequences have all been given up goes on to its end."""
@@ -196,7 +198,7 @@ class AnalyticDecode:
         return EngineStats(
             queued=sum(not sequence.gone for sequence in self._waiting),
             running=len(self._running),
-            busy_s=self._busy_s + passed,
+            busy_s=self._busy_s + (self._loop.time() - self._since if computing else 0.0),
             tokens_total=self._tokens + steps * len(self._running),
         )
 
@@ -248,20 +250,25 @@ class AnalyticDecode:
         self._timer = None
         if steps:
             self._anchor += steps * self._step_s
-            self._busy_s += steps * self._step_s
+            self._count_busy()
             self._tokens += steps * len(self._running)
             self._steps += steps
         else:
-            self._anchor = self._clock.time()
-        done = self._let_go()
-        self._tell(done, [] if self._restore_s else self._let_in(self._max_batch))
+            self._anchor, self._since = self._clock.time(), self._loop.time()
+        done = self._let_go() if self._running and self._running[0][0] <= self._steps else []
+        self._tell(done, self._let_in(self._max_batch) if self._waiting and not self._restore_s else [])
 
     def _restored(self) -> None:
         """The first in line is in the batch, unless it was given up meanwhile."""
         self._timer, self._restoring = None, False
         self._anchor += self._restore_s
-        self._busy_s += self._restore_s
+        self._count_busy()
         self._tell([], self._let_in(1))
+
+    def _count_busy(self) -> None:
+        now = self._loop.time()
+        self._busy_s += now - self._since
+        self._since = now
 
     def _tell(self, done: list[Sequence], joined: list[Sequence]) -> None:
         """Go on, and tell who has the last token, and who the first."""
@@ -276,12 +283,14 @@ class AnalyticDecode:
 
     def _go_on(self) -> None:
         """Restore the cache of who is next, or begin the next steps."""
-        while self._restore_s and self._waiting and self._waiting[0].gone:
-            self._waiting.popleft()
-        if self._restore_s and self._waiting and len(self._running) < self._max_batch:
-            self._restoring = True
-            self._timer = self._clock.call_at(self._anchor + self._restore_s, self._restored)
-        elif self._running:
+        if self._restore_s:
+            while self._waiting and self._waiting[0].gone:
+                self._waiting.popleft()
+            if self._waiting and len(self._running) < self._max_batch:
+                self._restoring = True
+                self._timer = self._clock.call_at(self._anchor + self._restore_s, self._restored)
+                return
+        if self._running:
             self._step_s = self._step_s_of(len(self._running))
             self._wake_after(self._running[0][0] - self._steps)
 

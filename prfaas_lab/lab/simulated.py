@@ -30,7 +30,7 @@ from prfaas_lab.lab.simulated_sharing import PartedTransfer
 
 
 class Landings:
-    """Where transfers end: what each request's decode engine waits for."""
+    """Where transfers end: what each request's decode engine waits for, until it is there."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Decoding] = {}
@@ -43,7 +43,7 @@ class Landings:
 
     def arrived(self, request_id: str, size: int, at: float) -> None:
         """The last byte came, at a loop time."""
-        decoding = self._open.get(request_id)
+        decoding = self._open.pop(request_id, None)
         if decoding is not None:
             decoding.landed(size, at)
 
@@ -149,8 +149,8 @@ class _Prefilling(Job):
     """One order of a prefill engine: over when it is computed, and its arrival was acknowledged."""
 
     __slots__ = (
-        "_client", "_computed", "_ended", "_kept", "_last_ack_at", "_on_its_way", "_order",
-        "_size", "_started_at", "_tell", "_transfer",
+        "_client", "_computed", "_ended", "_first_byte_at", "_kept", "_last_ack_at", "_on_its_way", "_order",
+        "_size", "_tell", "_transfer",
     )  # fmt: skip
 
     def __init__(self, client: SimulatedPrefill, order: PrefillOrder, tell: Tell, ended: Ended) -> None:
@@ -160,7 +160,7 @@ class _Prefilling(Job):
         self._kept = None
         if client.cache is not None and order.blocks is not None:
             self._kept = client.cache.prefilling(order.blocks, tell_all=order.tell_all)
-        self._started_at = 0.0
+        self._first_byte_at = 0.0
         self._computed = False
         self._last_ack_at: float | None = None
         self._transfer: Transfer | PartedTransfer | None = None
@@ -200,6 +200,7 @@ class _Prefilling(Job):
     def redirect(self, order: RedirectOrder) -> None:
         self._order = replace(self._order, held_tokens=order.held_tokens)
         self._size = self._client.size(self._order.prompt_tokens - order.held_tokens)
+        self._first_byte_at = asyncio.get_running_loop().time()
         self._transfer = self._client.send_made(order.decode_host, self._size, self._on_arrived)
 
     def find_cached(self) -> int:
@@ -211,7 +212,7 @@ class _Prefilling(Job):
         )
 
     def on_computed(self, started_at: float, finished_at: float) -> None:
-        self._started_at, self._computed = started_at, True
+        self._first_byte_at, self._computed = started_at, True  # it leaves while it is made
         cached_tokens = self.cached_tokens
         self._tell(
             {
@@ -242,7 +243,7 @@ class _Prefilling(Job):
             {
                 "stage": "sent",
                 "bytes": self._size,
-                "first_byte_at": self._started_at,
+                "first_byte_at": self._first_byte_at,
                 "last_ack_at": self._last_ack_at,
                 "retried": 0,
             }

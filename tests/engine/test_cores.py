@@ -185,3 +185,16 @@ def test_an_engine_that_restores_is_busy() -> None:
         return engine.stats.busy_s
 
     assert on(1, main) == pytest.approx(0.5)
+
+
+def test_an_engine_is_busy_also_while_another_has_the_core() -> None:
+    async def main(cores: Cores) -> list[float]:
+        one, other = decode_on(cores), decode_on(cores)
+        one.join(TimedSequence(3))
+        other.join(TimedSequence(3))
+        await asyncio.sleep(3.0)
+        during = one.stats.busy_s
+        await asyncio.sleep(20.0)
+        return [during, one.stats.busy_s, other.stats.busy_s]
+
+    assert on(1, main) == pytest.approx([3.0, 4.0, 4.0])
