@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from transport_pair import PATIENT, Killer, pair
+from transport_pair import PATIENT, SMALL_FRAMES, Killer, pair
 
 from prfaas_lab.errors import TransportError
 from prfaas_lab.model.layout import CacheLayout, LayerLayout, Part, SegmentKey
@@ -312,14 +312,14 @@ async def test_without_a_codec_wire_and_payload_are_the_same():
 @pytest.mark.parametrize("codec", [ZSTD, INT8], ids=["zstd", "int8"])
 async def test_compressed_transfers_survive_connections_that_keep_dying(codec):
     caches = {f"t{n}": Cache(300) for n in range(3)}
-    async with pair(replace(PATIENT, connections=8), codec=codec) as link:
-        killer = Killer(link, every_frames=2)
+    async with pair(SMALL_FRAMES, codec=codec) as link:
+        killer = Killer(link, every_frames=8)
         for name, cache in caches.items():
             sent, received = await send(link, cache, name=name, killer=killer)
             assert sent.wire_bytes == received.wire_bytes < sent.bytes == received.bytes
             assert cache.same(STATE)
             assert cache.same(KEYS) is not codec.lossy
-        assert killer.killed > 3
+        assert killer.killed > 2
 
 
 async def test_a_damaged_byte_of_a_compressed_segment_is_fetched_again():

@@ -7,7 +7,18 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-from transport_pair import FAST, PATIENT, UNHURRIED, Killer, Payload, all_connected, begin, pair, until
+from transport_pair import (
+    FAST,
+    PATIENT,
+    SMALL_FRAMES,
+    UNHURRIED,
+    Killer,
+    Payload,
+    all_connected,
+    begin,
+    pair,
+    until,
+)
 
 from prfaas_lab.model.layout import SegmentKey
 from prfaas_lab.transport.errors import PeerLost, TransferCancelled
@@ -15,8 +26,8 @@ from prfaas_lab.transport.errors import PeerLost, TransferCancelled
 
 async def test_transfers_survive_connections_that_keep_dying():
     payloads = {f"t{n}": Payload((3_000_000, 65536, 65536, 10), seed=n) for n in range(12)}
-    async with pair(replace(PATIENT, connections=8)) as link:
-        killer, retried = Killer(link, every_frames=4), 0
+    async with pair(SMALL_FRAMES) as link:
+        killer, retried = Killer(link, every_frames=8), 0
         for name, payload in payloads.items():
             incoming, outgoing = await begin(link, payload, name)
             killer.follow(incoming)

@@ -16,6 +16,7 @@ from prfaas_lab.transport.codec import Codec
 from prfaas_lab.transport.errors import PeerLost
 from prfaas_lab.transport.frames import Piece
 from prfaas_lab.transport.incoming import Carrier
+from prfaas_lab.transport.limits import MIN_FRAME_BYTES
 
 KEY, FINGERPRINT = b"k" * 32, b"f" * 32
 PATIENCE_S = 60.0
@@ -31,6 +32,8 @@ FAST = Limits(
     first_byte_timeout_s=0.4,
 )  # fmt: skip
 """Deadlines short enough to be waited for in a test."""
+SMALL_FRAMES = replace(PATIENT, connections=8, frame_bytes=MIN_FRAME_BYTES, max_frame_bytes=MIN_FRAME_BYTES)
+"""Many frames of one size, whatever rate a connection turns out to have."""
 UNHURRIED = replace(FAST, reconnect_timeout_s=1.0, progress_timeout_s=1.0, first_byte_timeout_s=1.0)
 """For tests that outlast a deadline which is not to end them: this process may be held up for a while."""
 
