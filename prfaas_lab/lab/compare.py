@@ -172,8 +172,8 @@ def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: 
     if summary["stopped"] is not None:
         raise LabError(f"stopped by {summary['stopped']}", where=str(out))
     steady = summary["steady"]
-    if not steady["completed"] or steady["mean_ttft_ms"] is None or steady["offload_fraction"] is None:
-        raise _nothing_to_compare(summary, str(out))
+    if (missing := _missing(steady)) is not None:
+        raise _nothing_to_compare(summary, missing, str(out))
     return Measured(
         policy=name,
         seed=seed,
@@ -191,23 +191,23 @@ def _run(arranged: Arranged, name: str, seed: int, options: Options, simulated: 
     )
 
 
-def _nothing_to_compare(summary: Mapping[str, Any], where: str) -> LabError:
-    """No request came, had its first token, or ended in the steady state."""
+def _missing(steady: Mapping[str, Any]) -> str | None:
+    """What no request did in the steady state, of what runs are compared by."""
+    figures = {
+        "ended": steady["completed"] or None,
+        "was routed": steady["offload_fraction"],
+        "had its first token": steady["mean_ttft_ms"],
+    }
+    return next((what for what, figure in figures.items() if figure is None), None)
+
+
+def _nothing_to_compare(summary: Mapping[str, Any], missing: str, where: str) -> LabError:
     if summary["failed"]:
         reason = summary["failures"][0]["reason"]
         return LabError(
             f"{summary['failed']} of {summary['submitted']} requests failed: {reason}", where=where
         )
     remedy = "lengthen duration, or shorten warm_up"
-    missing = next(
-        what
-        for what, figure in (
-            ("ended", summary["steady"]["completed"] or None),
-            ("was routed", summary["steady"]["offload_fraction"]),
-            ("had its first token", summary["steady"]["mean_ttft_ms"]),
-        )
-        if figure is None
-    )
     return LabError(f"no request {missing} in the steady state", where=where, remedy=remedy)
 
 

@@ -369,27 +369,24 @@ class Failing(Liar):
         raise MemoryError
 
 
-async def test_a_segment_that_cannot_be_encoded_ends_the_transfer_at_both_ends():
+@pytest.mark.parametrize(
+    ("codec", "sending", "said", "receiving"),
+    [
+        pytest.param(
+            Failing(), TransportError, r"t could not be encoded: MemoryError", TransferCancelled, id="encoded"
+        ),
+        pytest.param(Liar(), CorruptSegment, None, CorruptSegment, id="decoded"),
+    ],
+)
+async def test_a_segment_that_cannot_be_coded_ends_the_transfer_at_both_ends(codec, sending, said, receiving):
     cache = Cache(1)
-    async with pair(codec=Failing(), their_codec=ZSTD) as link:
+    async with pair(codec=codec, their_codec=ZSTD) as link:
         incoming = link.receiver.expect("t", cache.sink)
         outgoing = await link.sender.open("t", link.peer)
         outgoing.send(KEYS, cache.sent[KEYS])
-        with pytest.raises(TransportError, match=r"t could not be encoded: MemoryError"):
+        with pytest.raises(sending, match=said):
             await outgoing.finish()
-        with pytest.raises(TransferCancelled):
-            await incoming.done()
-
-
-async def test_a_segment_that_cannot_be_decoded_ends_the_transfer_at_both_ends():
-    cache = Cache(1)
-    async with pair(codec=Liar(), their_codec=ZSTD) as link:
-        incoming = link.receiver.expect("t", cache.sink)
-        outgoing = await link.sender.open("t", link.peer)
-        outgoing.send(KEYS, cache.sent[KEYS])
-        with pytest.raises(CorruptSegment):
-            await outgoing.finish()
-        with pytest.raises(CorruptSegment):
+        with pytest.raises(receiving):
             await incoming.done()
 
 
